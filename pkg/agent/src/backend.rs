@@ -1,0 +1,99 @@
+//! The seam to the cluster: where objects come from and where our own Node's annotations go.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use kilo_mesh::{Finding, NodeObject, PeerObject};
+use tokio::sync::mpsc;
+
+/// A kind of object that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WatchKind {
+    /// Nodes.
+    Nodes,
+    /// Peers.
+    Peers,
+}
+
+impl WatchKind {
+    /// The plural, lower-case name, as labels of metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nodes => "nodes",
+            Self::Peers => "peers",
+        }
+    }
+}
+
+/// How a watch is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchState {
+    /// Events arrive.
+    Up,
+    /// They do not, because of this.
+    Down(String),
+}
+
+/// What a backend tells the agent. Before the first `Nodes` and the first `Peers` the agent changes nothing.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// All Nodes there are, and what is wrong with those that could not be read.
+    Nodes(Vec<NodeObject>, Vec<Finding>),
+    /// All Peers there are, and what is wrong with those that could not be read.
+    Peers(Vec<PeerObject>, Vec<Finding>),
+    /// A Node is there or has changed.
+    NodeApplied(Box<NodeObject>),
+    /// The Node of this name is gone.
+    NodeDeleted(String),
+    /// A Peer is there or has changed.
+    PeerApplied(Box<PeerObject>),
+    /// The Peer of this name is gone.
+    PeerDeleted(String),
+    /// The object of this name cannot be read: it counts as gone until it can.
+    Malformed(WatchKind, String, Finding),
+    /// A watch broke or came back.
+    Watch(WatchKind, WatchState),
+}
+
+/// A change of annotations of our own Node; `None` removes one. Nothing else of the Node is touched.
+pub type NodePatch = BTreeMap<String, Option<String>>;
+
+/// Why a backend could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// There is no such Node.
+    #[error("node {0} does not exist")]
+    NoSuchNode(String),
+    /// We may not do that.
+    #[error("{action} is not allowed")]
+    Forbidden {
+        /// What was tried, `patching node n1`.
+        action: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Anything else; worth another try.
+    #[error("{action} failed")]
+    Failed {
+        /// What was tried, `patching node n1`.
+        action: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The cluster.
+pub trait Backend: Send + Sync + 'static {
+    /// Watches for ever and tells what it sees, errors included, as [`Event`]s; it returns early only on an
+    /// error that no waiting mends. It begins with one `Nodes` and one `Peers`.
+    fn run(&self, events: mpsc::Sender<Event>) -> impl Future<Output = Result<(), BackendError>> + Send;
+
+    /// Changes annotations of the Node of this name. A patch that changes nothing is not sent.
+    fn patch_node(
+        &self,
+        name: &str,
+        patch: &NodePatch,
+    ) -> impl Future<Output = Result<(), BackendError>> + Send;
+}

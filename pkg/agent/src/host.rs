@@ -1,0 +1,82 @@
+//! The seam to this machine: what it is, what its network is, and operations to carry out.
+
+use std::future::Future;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kilo_mesh::{DeviceFact, HostFacts};
+use kilo_state::{Observed, Op};
+
+/// What the discovery of addresses depends on.
+#[derive(Clone, Debug, Default)]
+pub struct DiscoverConfig {
+    /// The name of this node.
+    pub hostname: String,
+    /// `--internal-cidr`: only private addresses in one of these; empty for any.
+    pub internal_cidrs: Vec<IpNet>,
+    /// `--prioritise-private-addresses`.
+    pub prioritise_private_addresses: bool,
+}
+
+/// Peers, handshakes and traffic of the device.
+pub type DeviceStats = Vec<DeviceFact>;
+
+/// Whether trying again helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// It may.
+    Retry,
+    /// Not before a person has done something.
+    Fatal,
+}
+
+/// Why this machine could not do what was asked, `adding route 10.2.3.0/24 via kilo0`.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}")]
+pub struct HostError {
+    /// What was tried.
+    pub action: String,
+    /// Whether trying again helps.
+    pub severity: Severity,
+    /// Why.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Something about the network changed and it was not us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// A link, address, route or rule.
+    Routing,
+    /// An nftables table.
+    Firewall,
+    /// The WireGuard device went or came.
+    Device,
+    /// Notifications were lost.
+    Lost,
+}
+
+/// This machine.
+pub trait Host: Send + 'static {
+    /// Finds addresses, names of links and abilities of the kernel.
+    fn discover(
+        &mut self,
+        config: &DiscoverConfig,
+    ) -> impl Future<Output = Result<HostFacts, HostError>> + Send;
+
+    /// Reads the peers of the device with their endpoints and handshakes. Empty where there is no device.
+    fn device_stats(&mut self) -> impl Future<Output = Result<DeviceStats, HostError>> + Send;
+
+    /// Reads everything.
+    fn observe(&mut self) -> impl Future<Output = Result<Observed, HostError>> + Send;
+
+    /// Carries out operations in this order, each on its own: one that fails does not stop the others. The
+    /// answers are in the order of the operations.
+    fn apply(&mut self, ops: &[Op]) -> impl Future<Output = Vec<Result<(), HostError>>> + Send;
+
+    /// Waits until somebody else changed something; may be cancelled at any time without losing an event.
+    fn changed(&mut self) -> impl Future<Output = HostEvent> + Send;
+
+    /// Resolves a name, IPv4 first; `None` when it does not exist or nobody answers.
+    fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static;
+}

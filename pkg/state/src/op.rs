@@ -1,0 +1,133 @@
+//! One change of the host's network.
+
+use ipnet::IpNet;
+use kilo_nftables::Transaction;
+use kilo_wireguard::PublicKey;
+
+use crate::{Address, CniFile, Dev, DevicePeer, ForwardAccept, LinkKind, PeerChange, Route, Rule};
+
+/// What is to change about the device itself; `None` leaves a thing as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceChange {
+    /// The private key whose public key this is; the host holds it.
+    pub public_key: Option<PublicKey>,
+    /// UDP port.
+    pub listen_port: Option<u16>,
+}
+
+/// One change. A host carries it out as it is, or reports why it cannot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Write a kernel parameter below `/proc/sys`.
+    SetSysctl {
+        /// Path below `/proc/sys`.
+        path: Box<str>,
+        /// The text to write.
+        value: Box<str>,
+    },
+    /// Make a link.
+    CreateLink {
+        /// The part it plays.
+        dev: Dev,
+        /// Its name.
+        name: Box<str>,
+        /// What it is.
+        kind: LinkKind,
+        /// Bytes.
+        mtu: Option<u32>,
+    },
+    /// Change a link's MTU, in bytes.
+    SetMtu(Dev, u32),
+    /// Give a link an address.
+    AddAddress(Address),
+    /// Take an address from a link.
+    DeleteAddress(Address),
+    /// Carry out one nftables transaction on our table.
+    Nftables(Transaction),
+    /// Accept a range in FORWARD.
+    AddForward(ForwardAccept),
+    /// No longer accept a range in FORWARD.
+    DeleteForward(ForwardAccept),
+    /// Change the device's own settings.
+    ConfigureDevice(DeviceChange),
+    /// Remove a peer.
+    RemovePeer(PublicKey),
+    /// Change a peer, sessions kept.
+    UpdatePeer(PeerChange),
+    /// Add a peer.
+    AddPeer(DevicePeer),
+    /// Bring a link up.
+    SetUp(Dev),
+    /// Bring a link down.
+    SetDown(Dev),
+    /// Add a route.
+    AddRoute(Route),
+    /// Put a route in the place of the one with the same table and destination.
+    ReplaceRoute(Route),
+    /// Remove a route.
+    DeleteRoute(Route),
+    /// Add a rule.
+    AddRule(Rule),
+    /// Remove a rule.
+    DeleteRule(Rule),
+    /// Remove a link.
+    DeleteLink(Dev),
+    /// Write the pod ranges into the CNI file.
+    WriteCni(CniFile),
+}
+
+/// The order in which kinds of operation are carried out: what is referred to before what refers to it,
+/// the other way for removals; the firewall before reachability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Kernel parameters.
+    Sysctls,
+    /// Nothing may route over what goes.
+    RemoveRoutes,
+    /// Links appear.
+    Links,
+    /// Their addresses and MTU.
+    Addresses,
+    /// NAT, forwarding, who may send IPIP.
+    Firewall,
+    /// The WireGuard device and its peers.
+    Device,
+    /// Links go up or down.
+    State,
+    /// Routes, then rules that look them up.
+    Routes,
+    /// Links go.
+    RemoveLinks,
+    /// Files others read.
+    Files,
+}
+
+impl Op {
+    /// The kind of thing that changes: the `kind` label of the metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SetSysctl { .. } => "sysctl",
+            Self::CreateLink { .. }
+            | Self::SetMtu(..)
+            | Self::SetUp(_)
+            | Self::SetDown(_)
+            | Self::DeleteLink(_) => "link",
+            Self::AddAddress(_) | Self::DeleteAddress(_) => "address",
+            Self::Nftables(_) => "nftables",
+            Self::AddForward(_) | Self::DeleteForward(_) => "forward",
+            Self::ConfigureDevice(_) => "device",
+            Self::RemovePeer(_) | Self::UpdatePeer(_) | Self::AddPeer(_) => "peer",
+            Self::AddRoute(_) | Self::ReplaceRoute(_) | Self::DeleteRoute(_) => "route",
+            Self::AddRule(_) | Self::DeleteRule(_) => "rule",
+            Self::WriteCni(_) => "cni",
+        }
+    }
+}
+
+/// An address for people, `10.4.0.1/16 dev kilo0` without the link's name.
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let net: IpNet = self.net;
+        write!(f, "{net}")
+    }
+}
