@@ -6,11 +6,13 @@ mod config;
 mod facts;
 mod finding;
 mod object;
+mod read;
 
 pub use config::{Compatibility, Config, Encapsulate, Granularity, Mtu};
 pub use facts::{DeviceFact, Facts, HostFacts, Interfaces};
 pub use finding::Finding;
 pub use object::{DnsOrIp, Metadata, NodeObject, NodeSpec, PeerEndpoint, PeerObject, PeerSpec, SecretText};
+pub use read::{read_node, read_peer};
 
 /// The prefix of every annotation of Kilo.
 pub const PREFIX: &str = "kilo.squat.ai/";
