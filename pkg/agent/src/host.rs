@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use kilo_mesh::{DeviceFact, HostFacts};
+use kilo_mesh::HostFacts;
 use kilo_state::{Observed, Op};
 
 /// What the discovery of addresses depends on.
@@ -17,9 +17,6 @@ pub struct DiscoverConfig {
     /// `--prioritise-private-addresses`.
     pub prioritise_private_addresses: bool,
 }
-
-/// Peers, handshakes and traffic of the device.
-pub type DeviceStats = Vec<DeviceFact>;
 
 /// Whether trying again helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +61,9 @@ pub trait Host: Send + 'static {
         config: &DiscoverConfig,
     ) -> impl Future<Output = Result<HostFacts, HostError>> + Send;
 
-    /// Reads the peers of the device with their endpoints and handshakes. Empty where there is no device.
-    fn device_stats(&mut self) -> impl Future<Output = Result<DeviceStats, HostError>> + Send;
+    /// Reads again what [`Host::discover`] found, without its waiting for names: addresses, MTUs, and the
+    /// peers of the device with their endpoints and handshakes. `programmed` is left empty.
+    fn facts(&mut self) -> impl Future<Output = Result<HostFacts, HostError>> + Send;
 
     /// Reads everything.
     fn observe(&mut self) -> impl Future<Output = Result<Observed, HostError>> + Send;
@@ -76,6 +74,9 @@ pub trait Host: Send + 'static {
 
     /// Waits until somebody else changed something; may be cancelled at any time without losing an event.
     fn changed(&mut self) -> impl Future<Output = HostEvent> + Send;
+
+    /// Lets go of everything at the agent's end: a built-in device stops, learned endpoints are stored.
+    fn close(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Resolves a name, IPv4 first; `None` when it does not exist or nobody answers.
     fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static;

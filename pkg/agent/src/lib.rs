@@ -6,4 +6,4 @@ mod backend;
 mod host;
 
 pub use backend::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
-pub use host::{DeviceStats, DiscoverConfig, Host, HostError, HostEvent, Severity};
+pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
