@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The runner of the tests on real kernels: each test is a process of its own in fresh namespaces.
+#![forbid(unsafe_code)]
+
+mod programs;
+mod runner;
+mod test;
+
+pub use kilo_testkit::netns::{self, Ns, PingReport, Pinger, Process, Skip, World, eventually};
+pub use programs::program;
+pub use runner::main;
+pub use test::{Place, Test};

@@ -1,0 +1,3 @@
+//! Tests against a real API server: a file here exports `TESTS` (`tests![…]`) and has one line below.
+
+kilo_e2e::test_files! {}

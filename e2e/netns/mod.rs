@@ -1,0 +1,5 @@
+//! Tests in network namespaces: a file here exports `TESTS` (`tests![…]`) and has one line below.
+
+kilo_e2e::test_files! {
+    world,
+}

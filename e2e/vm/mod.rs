@@ -1,0 +1,3 @@
+//! Tests in a virtual machine: a file here exports `TESTS` (`tests![…]`) and has one line below.
+
+kilo_e2e::test_files! {}
