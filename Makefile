@@ -1,0 +1,15 @@
+# Two commands matter: `make test` checks everything, `make demo` shows it. Both install what they need once.
+ARGS ?=
+
+.PHONY: test demo install image
+
+test: ## the one list of checks
+	@bash .ci/test
+
+demo: ## a mesh in network namespaces, e.g. make demo ARGS=--check
+	@bash .ci/install demo
+	cargo build -p kilo-kg -p kilo-kgctl
+	cargo run -p kilo-e2e --bin demo -- $(ARGS)
+
+install: ## only what the checks need
+	@bash .ci/install test
