@@ -2,6 +2,13 @@
 //! transaction that leads from one table to another. No socket.
 #![forbid(unsafe_code)]
 
+mod range;
+mod rule;
 mod table;
+mod text;
+mod transaction;
 
-pub use table::{Table, Transaction};
+pub use range::{IpRange, Ranges};
+pub use rule::{Addresses, Direction, End, Expr, Family, IfName, Rule, Verdict};
+pub use table::{Base, Chain, ChainType, Hook, Policy, Set, SetKey, Table};
+pub use transaction::{Change, Transaction, diff};

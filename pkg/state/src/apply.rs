@@ -1,7 +1,139 @@
-//! What an operation does to the state it is carried out on: the model that fakes and properties use, and
-//! the agent's own idea of the kernel between two readings.
+//! What an operation does to the state it is carried out on: a model of the kernel, for fakes and properties.
 
-use crate::{Observed, Op};
+use kilo_wireguard::PublicKey;
 
-/// Carries out one operation on a state.
-pub fn apply(_observed: &mut Observed, _op: &Op) {}
+use crate::{Address, Dev, Device, DevicePeer, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL, Route};
+
+/// Carries out one operation on a state. Like the kernel it drops routes together with the address or link
+/// they depend on, and moves an allowed range to the peer it is given to last. What the kernel would refuse
+/// does nothing.
+pub fn apply(observed: &mut Observed, op: &Op) {
+    match op {
+        Op::SetSysctl { path, value } => {
+            if let Some(now) = observed.sysctls.get_mut(path) {
+                now.clone_from(value);
+            }
+        }
+        Op::CreateLink { dev, name, kind: _, mtu } => {
+            let Err(at) = observed.links.binary_search_by_key(dev, |link| link.dev) else { return };
+            let index = observed.links.iter().map(|link| link.index).max().unwrap_or(0) + 1;
+            let link = ObservedLink {
+                dev: *dev,
+                name: name.clone(),
+                index,
+                mtu: mtu.unwrap_or(1500),
+                up: false,
+                addresses: Vec::new(),
+            };
+            observed.links.insert(at, link);
+            if *dev == Dev::WireGuard {
+                observed.device = Some(Device { public_key: None, listen_port: 0, peers: Vec::new() });
+            }
+        }
+        Op::SetMtu(dev, mtu) => with_link(observed, *dev, |link| link.mtu = *mtu),
+        Op::SetUp(dev) => with_link(observed, *dev, |link| link.up = true),
+        Op::SetDown(dev) => {
+            with_link(observed, *dev, |link| link.up = false);
+            observed.routes.retain(|r| r.route.dev != *dev);
+        }
+        Op::DeleteLink { dev, .. } => {
+            observed.links.retain(|link| link.dev != *dev);
+            observed.routes.retain(|r| r.route.dev != *dev);
+            if *dev == Dev::WireGuard {
+                observed.device = None;
+            }
+        }
+        Op::AddAddress(Address { dev, net }) => {
+            with_link(observed, *dev, |link| insert(&mut link.addresses, *net));
+        }
+        Op::DeleteAddress(address) => delete_address(observed, address),
+        Op::Nftables(transaction) => observed.table = transaction.apply(observed.table.take()),
+        Op::AddForward(range) => insert(&mut observed.forward, *range),
+        Op::DeleteForward(range) => observed.forward.retain(|r| r != range),
+        Op::ConfigureDevice(_) | Op::RemovePeer(_) | Op::UpdatePeer(_) | Op::AddPeer(_) => {
+            if let Some(device) = &mut observed.device {
+                configure(device, op);
+            }
+        }
+        Op::AddRoute(route) => insert(&mut observed.routes, ours(*route)),
+        Op::ReplaceRoute(route) => {
+            let same = |r: &ObservedRoute| (r.route.table, r.route.dst) == (route.table, route.dst);
+            let ours_there = observed.routes.iter().position(|r| same(r) && r.is_ours());
+            if let Some(i) = ours_there.or_else(|| observed.routes.iter().position(same)) {
+                observed.routes.remove(i);
+            }
+            insert(&mut observed.routes, ours(*route));
+        }
+        Op::DeleteRoute(route) => observed.routes.retain(|r| r.route != *route || !r.is_ours()),
+        Op::AddRule(rule) => insert(&mut observed.rules, *rule),
+        Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
+        Op::WriteCni(file) => observed.cni = Some(file.clone()),
+    }
+}
+
+/// Puts an item into a sorted list, where it is not yet.
+fn insert<T: Ord>(list: &mut Vec<T>, item: T) {
+    if let Err(at) = list.binary_search(&item) {
+        list.insert(at, item);
+    }
+}
+
+fn ours(route: Route) -> ObservedRoute {
+    ObservedRoute { route, protocol: PROTOCOL }
+}
+
+fn with_link(observed: &mut Observed, dev: Dev, change: impl FnOnce(&mut ObservedLink)) {
+    if let Some(link) = observed.links.iter_mut().find(|link| link.dev == dev) {
+        change(link);
+    }
+}
+
+fn delete_address(observed: &mut Observed, address: &Address) {
+    let v4 = address.net.addr().is_ipv4();
+    let mut last = false;
+    with_link(observed, address.dev, |link| {
+        link.addresses.retain(|net| net != &address.net);
+        last = v4 && !link.addresses.iter().any(|net| net.addr().is_ipv4());
+    });
+    observed.routes.retain(|ObservedRoute { route, .. }| {
+        let over_it = route.dev == address.dev && route.dst.addr().is_ipv4();
+        route.src != Some(address.net.addr()) && !(last && over_it)
+    });
+}
+
+fn configure(device: &mut Device, op: &Op) {
+    if let Op::ConfigureDevice(change) = op {
+        device.public_key = change.public_key.or(device.public_key);
+        device.listen_port = change.listen_port.unwrap_or(device.listen_port);
+    } else if let Op::RemovePeer(key) = op {
+        device.peers.retain(|peer| peer.public_key != *key);
+    } else if let Op::AddPeer(peer) = op {
+        take_ranges(device, &peer.public_key, &peer.allowed_ips);
+        match find(device, &peer.public_key) {
+            Ok(i) => device.peers[i] = peer.clone(),
+            Err(i) => device.peers.insert(i, peer.clone()),
+        }
+    } else if let Op::UpdatePeer(change) = op {
+        let Ok(i) = find(device, &change.public_key) else { return };
+        take_ranges(device, &change.public_key, change.allowed_ips.as_deref().unwrap_or_default());
+        let peer = &mut device.peers[i];
+        *peer = DevicePeer {
+            public_key: peer.public_key,
+            preshared_key: change.preshared_key.clone().unwrap_or_else(|| peer.preshared_key.clone()),
+            endpoint: change.endpoint.or(peer.endpoint),
+            persistent_keepalive: change.persistent_keepalive.unwrap_or(peer.persistent_keepalive),
+            allowed_ips: change.allowed_ips.clone().unwrap_or_else(|| peer.allowed_ips.clone()),
+        };
+    }
+}
+
+fn find(device: &Device, key: &PublicKey) -> Result<usize, usize> {
+    device.peers.binary_search_by_key(key, |peer| peer.public_key)
+}
+
+/// Takes ranges from all peers but one.
+fn take_ranges(device: &mut Device, key: &PublicKey, ranges: &[ipnet::IpNet]) {
+    for peer in device.peers.iter_mut().filter(|peer| peer.public_key != *key) {
+        peer.allowed_ips.retain(|range| !ranges.contains(range));
+    }
+}

@@ -8,13 +8,18 @@
 mod apply;
 mod device;
 mod diff;
+mod merge;
 mod op;
+mod peers;
+mod routes;
+mod text;
 mod types;
 
 pub use apply::apply;
 pub use device::{Device, DevicePeer, PeerChange};
 pub use diff::diff;
 pub use op::{DeviceChange, Op, Stage};
+pub use text::{Names, OpText, names};
 pub use types::{
     Address, CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, MAIN_TABLE, Observed, ObservedLink,
     ObservedRoute, PROTOCOL, PROTOCOL_STATIC, RULE_PRIORITY, Route, Rule, TABLE,

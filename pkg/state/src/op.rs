@@ -1,6 +1,5 @@
 //! One change of the host's network.
 
-use ipnet::IpNet;
 use kilo_nftables::Transaction;
 use kilo_wireguard::PublicKey;
 
@@ -71,27 +70,36 @@ pub enum Op {
     /// Remove a rule.
     DeleteRule(Rule),
     /// Remove a link.
-    DeleteLink(Dev),
+    DeleteLink {
+        /// The part it plays.
+        dev: Dev,
+        /// Its name.
+        name: Box<str>,
+    },
     /// Write the pod ranges into the CNI file.
     WriteCni(CniFile),
 }
 
 /// The order in which kinds of operation are carried out: what is referred to before what refers to it,
 /// the other way for removals; the firewall before reachability.
+///
+/// Addresses come as late as they may, directly before the routes: the kernel drops routes together with an
+/// address, so that a changed address leaves a gap until they are back, and a device with thousands of peers
+/// must not be configured in that gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Kernel parameters.
     Sysctls,
-    /// Nothing may route over what goes.
+    /// Rules that look up routes, then routes: nothing may be sent where something goes.
     RemoveRoutes,
-    /// Links appear.
+    /// Links appear, with their MTU.
     Links,
-    /// Their addresses and MTU.
-    Addresses,
     /// NAT, forwarding, who may send IPIP.
     Firewall,
     /// The WireGuard device and its peers.
     Device,
+    /// Addresses of links.
+    Addresses,
     /// Links go up or down.
     State,
     /// Routes, then rules that look them up.
@@ -111,7 +119,7 @@ impl Op {
             | Self::SetMtu(..)
             | Self::SetUp(_)
             | Self::SetDown(_)
-            | Self::DeleteLink(_) => "link",
+            | Self::DeleteLink { .. } => "link",
             Self::AddAddress(_) | Self::DeleteAddress(_) => "address",
             Self::Nftables(_) => "nftables",
             Self::AddForward(_) | Self::DeleteForward(_) => "forward",
@@ -122,12 +130,22 @@ impl Op {
             Self::WriteCni(_) => "cni",
         }
     }
-}
 
-/// An address for people, `10.4.0.1/16 dev kilo0` without the link's name.
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let net: IpNet = self.net;
-        write!(f, "{net}")
+    /// When it is carried out.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::SetSysctl { .. } => Stage::Sysctls,
+            Self::DeleteRoute(_) | Self::DeleteRule(_) => Stage::RemoveRoutes,
+            Self::CreateLink { .. } | Self::SetMtu(..) => Stage::Links,
+            Self::Nftables(_) | Self::AddForward(_) | Self::DeleteForward(_) => Stage::Firewall,
+            Self::ConfigureDevice(_) | Self::RemovePeer(_) | Self::UpdatePeer(_) | Self::AddPeer(_) => {
+                Stage::Device
+            }
+            Self::AddAddress(_) | Self::DeleteAddress(_) => Stage::Addresses,
+            Self::SetUp(_) | Self::SetDown(_) => Stage::State,
+            Self::AddRoute(_) | Self::ReplaceRoute(_) | Self::AddRule(_) => Stage::Routes,
+            Self::DeleteLink { .. } => Stage::RemoveLinks,
+            Self::WriteCni(_) => Stage::Files,
+        }
     }
 }

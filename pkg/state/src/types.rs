@@ -147,8 +147,10 @@ pub struct CniFile {
 /// What a host's network should be. Lists are sorted and without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// The links we manage, in order of [`Dev`].
+    /// The links we manage, in order of [`Dev`]. A link that is there and not named here stays.
     pub links: Vec<Link>,
+    /// Links to remove where they are there, by part and name: those we made, when we go.
+    pub remove_links: Vec<(Dev, Box<str>)>,
     /// The WireGuard device; `None` leaves it as it is.
     pub device: Option<Device>,
     /// Our routes.
