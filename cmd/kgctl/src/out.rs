@@ -1,0 +1,59 @@
+//! The edge to the terminal: standard output, errors as kubectl prints them, and whether colours are wanted.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+
+/// Writes a text to the standard output.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Writes one line to the standard error.
+pub fn note(line: &str) {
+    // Nobody is left to tell when this fails.
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Writes an error with its causes to the standard error, in one line that begins as kubectl's do.
+pub fn error(error: &anyhow::Error) {
+    note(&format!("error: {error:#}"));
+}
+
+/// Whether a reader of the standard output went away.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Whether the standard output shows colours: a terminal, unless `NO_COLOR` or `TERM=dumb` says otherwise.
+pub fn colours() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// Colours lines that begin with `+` or `-` green and red, `~` yellow, and headings bold.
+pub fn coloured(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() * 2);
+    for line in text.lines() {
+        let code = match line.trim_start().chars().next() {
+            Some('+') => "32",
+            Some('-') => "31",
+            Some('~') => "33",
+            Some(_) if !line.starts_with(' ') => "1",
+            Some(_) | None => {
+                out.push_str(line);
+                out.push('\n');
+                continue;
+            }
+        };
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "\u{1b}[{code}m{line}\u{1b}[0m");
+    }
+    out
+}
