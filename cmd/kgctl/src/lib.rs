@@ -48,10 +48,8 @@ pub fn main() -> ExitCode {
 /// Prints help and errors of the command line. A command that only has commands shows its help, which is no
 /// error.
 fn usage(error: &clap::Error) -> u8 {
-    let asked = matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    );
+    let asked =
+        matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // clap would send this to the standard error.
         let _ = out::print(&error.render().to_string());
@@ -81,6 +79,8 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
             Ok(OK)
         }
         Command::Man { dir } => man::write(dir).map(|()| OK),
-        Command::Plan(_) | Command::Diff(_) | Command::Graph(_) | Command::Showconf { .. } => Err(error::message("x")),
+        Command::Plan(_) | Command::Diff(_) | Command::Graph(_) | Command::Showconf { .. } => {
+            Err(error::message("x"))
+        }
     }
 }

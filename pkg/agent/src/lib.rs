@@ -4,6 +4,7 @@
 
 mod backend;
 mod host;
+pub mod view;
 
 pub use backend::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};

@@ -66,7 +66,9 @@ impl FactsView {
         let mut document = map("facts", document)?;
         let now = match document.remove("now") {
             None | Some(Value::Null) => None,
-            Some(value) => Some(value.as_u64().ok_or_else(|| FactsError::new("now", "must be seconds since 1970"))?),
+            Some(value) => {
+                Some(value.as_u64().ok_or_else(|| FactsError::new("now", "must be seconds since 1970"))?)
+            }
         };
         let mut view = Self { now, ..Self::default() };
         for (name, addresses) in children("dns", document.remove("dns"))? {
@@ -87,7 +89,8 @@ fn parse_host(field: &str, value: Value) -> Result<HostFacts, FactsError> {
     let private = match value.remove("privateKey") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(
-            text.parse::<PrivateKey>().map_err(|error| FactsError::new(format!("{field}.privateKey"), error))?,
+            text.parse::<PrivateKey>()
+                .map_err(|error| FactsError::new(format!("{field}.privateKey"), error))?,
         ),
         Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
             return Err(FactsError::new(format!("{field}.privateKey"), "must be text"));

@@ -51,7 +51,12 @@ fn trimmed(metadata: &Metadata, label: &str) -> Metadata {
         name: metadata.name.clone(),
         creation_timestamp: metadata.creation_timestamp.clone(),
         labels: metadata.labels.iter().filter(|(name, _)| *name == label).map(owned).collect(),
-        annotations: metadata.annotations.iter().filter(|(name, _)| name.starts_with(PREFIX)).map(owned).collect(),
+        annotations: metadata
+            .annotations
+            .iter()
+            .filter(|(name, _)| name.starts_with(PREFIX))
+            .map(owned)
+            .collect(),
     }
 }
 
@@ -79,6 +84,9 @@ mod tests {
         let text = serde_json::to_string(&InputView::new(&config, [&node], [&peer])).expect("JSON");
         assert!(!text.contains("hunter2") && !text.contains("presharedKey"), "{text}");
         assert!(!text.contains("other") && !text.contains("a/b"), "{text}");
-        assert!(text.contains(r#""labels":{"region":"x"}"#) && text.contains("kilo.squat.ai/leader"), "{text}");
+        assert!(
+            text.contains(r#""labels":{"region":"x"}"#) && text.contains("kilo.squat.ai/leader"),
+            "{text}"
+        );
     }
 }
