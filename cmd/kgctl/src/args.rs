@@ -64,8 +64,6 @@ pub struct Global {
 pub enum Backend {
     /// The API server
     Kubernetes,
-    /// The files of --filename
-    File,
 }
 
 /// `--mesh-granularity`.

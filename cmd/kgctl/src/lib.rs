@@ -2,11 +2,11 @@
 //! files or a cluster, lets `kilo-mesh` plan, and prints; it never writes to either.
 #![forbid(unsafe_code)]
 
-mod args;
+pub mod args;
 mod complete;
 mod error;
 mod man;
-mod out;
+pub mod out;
 
 use std::process::ExitCode;
 
@@ -80,7 +80,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         }
         Command::Man { dir } => man::write(dir).map(|()| OK),
         Command::Plan(_) | Command::Diff(_) | Command::Graph(_) | Command::Showconf { .. } => {
-            Err(error::message("x"))
+            Err(error::message("this command is not there yet"))
         }
     }
 }
