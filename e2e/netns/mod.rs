@@ -1,5 +1,6 @@
 //! Tests in network namespaces: a file here exports `TESTS` (`tests![…]`) and has one line below.
 
 kilo_e2e::test_files! {
+    mesh_place,
     world,
 }

@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// How long a TCP connection may take.
 const TCP_LIMIT: Duration = Duration::from_secs(2);
+/// How long an HTTP request may take.
+const HTTP_LIMIT: Duration = Duration::from_secs(5);
 
 /// This program, to be started again.
 pub fn program() -> Result<PathBuf> {
@@ -28,6 +30,7 @@ pub fn main() -> Option<ExitCode> {
     let result = match words.as_slice() {
         ["tcp-serve", port] => tcp_serve(port),
         ["tcp-ask", to] => tcp_ask(to),
+        ["http-get", to, path] => http_get(to, path),
         _ => Err(anyhow::anyhow!("unknown helper {words:?}")),
     };
     Some(match result {
@@ -60,5 +63,25 @@ fn tcp_ask(to: &str) -> Result<()> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(|| format!("reading from {to}"))?;
     write!(std::io::stdout(), "{answer}")?;
+    Ok(())
+}
+
+/// Prints the body of an answer; an error for any status but 200.
+fn http_get(to: &str, path: &str) -> Result<()> {
+    let address: SocketAddr = to.parse().context("the address")?;
+    let mut stream =
+        TcpStream::connect_timeout(&address, HTTP_LIMIT).with_context(|| format!("connecting to {to}"))?;
+    stream.set_read_timeout(Some(HTTP_LIMIT)).context("setting the time limit")?;
+    // HTTP/1.0: the body ends where the connection does, never in chunks.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n").context("asking")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).with_context(|| format!("reading from {to}"))?;
+    let answer = String::from_utf8(answer).context("the answer is no text")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
+    let status = head.split_whitespace().nth(1).unwrap_or_default();
+    if status != "200" {
+        bail!("{path} answers {status}: {}", body.trim());
+    }
+    write!(std::io::stdout(), "{body}")?;
     Ok(())
 }

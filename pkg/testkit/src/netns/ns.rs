@@ -86,9 +86,11 @@ impl Ns {
         Process::start(&format!("{name} in {}", self.name), self.command(argv), log)
     }
 
-    /// Sends one ping and waits at most a second for its answer.
-    pub fn ping(&self, to: IpAddr) -> Result<()> {
-        self.run(&format!("ping -n -q -c 1 -W 1 {to}")).map(drop)
+    /// Sends one ping, waits at most a second for its answer, and returns the milliseconds it took.
+    pub fn ping(&self, to: IpAddr) -> Result<f64> {
+        let text = self.run(&format!("ping -n -c 1 -W 1 {to}"))?;
+        let time = text.split_once("time=").and_then(|(_, rest)| rest.split_whitespace().next());
+        time.and_then(|time| time.parse().ok()).with_context(|| format!("ping's output: {text}"))
     }
 
     /// Sends 20 pings a second until it is stopped.
@@ -111,10 +113,19 @@ impl Ns {
 
     /// Connects to a server of [`tcp_server`](Self::tcp_server) and returns the address that it saw.
     pub fn tcp_source(&self, to: SocketAddr) -> Result<IpAddr> {
-        let exe = helper::program()?;
-        let argv = [exe.as_os_str(), "--helper".as_ref(), "tcp-ask".as_ref(), to.to_string().as_ref()]
-            .map(|s: &std::ffi::OsStr| s.to_owned());
-        let text = self.check(&format!("tcp-ask {to}"), self.output(&argv)?)?;
+        let text = self.helper(&["tcp-ask", &to.to_string()])?;
         text.trim().parse().with_context(|| format!("the answer of the TCP server at {to}: {text:?}"))
+    }
+
+    /// The body of an HTTP answer of status 200.
+    pub fn http_get(&self, to: SocketAddr, path: &str) -> Result<String> {
+        self.helper(&["http-get", &to.to_string(), path])
+    }
+
+    fn helper(&self, words: &[&str]) -> Result<String> {
+        let exe = helper::program()?;
+        let mut argv = vec![exe.as_os_str(), "--helper".as_ref()];
+        argv.extend(words.iter().map(std::ffi::OsStr::new));
+        self.check(&words.join(" "), self.output(&argv)?)
     }
 }

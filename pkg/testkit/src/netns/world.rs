@@ -101,19 +101,23 @@ impl World {
             .map(drop)
     }
 
-    /// Makes a namespace a NAT box: it forwards, and what leaves by `outside` gets its address there.
+    /// Makes a namespace a NAT box: it forwards, what leaves by `outside` gets its address there, and nothing
+    /// new comes in. Without the drop on input a stranger's packet would leave an entry in conntrack that
+    /// takes the port away from the inside.
     pub fn nat(&self, ns: &Ns, outside: &str) -> Result<()> {
         self.forward(ns)?;
         let table = format!(
-            "table inet nat {{ chain post {{ type nat hook postrouting priority srcnat; oifname \"{outside}\" masquerade; }}; \
-             chain inward {{ type filter hook forward priority filter; iifname \"{outside}\" ct state new drop; }}; }}"
+            "table inet nat {{
+                chain postrouting {{ type nat hook postrouting priority srcnat; oifname \"{outside}\" masquerade; }}
+                chain forward {{ type filter hook forward priority filter; iifname \"{outside}\" ct state new drop; }}
+                chain input {{ type filter hook input priority filter; iifname \"{outside}\" ct state new drop; }}
+            }}"
         );
-        ns.output(&["nft", &table]).and_then(|output| {
-            if output.status.success() {
-                return Ok(());
-            }
-            bail!("nft in {}: {}", ns.name(), String::from_utf8_lossy(&output.stderr).trim())
-        })
+        let output = ns.output(&["nft", &table])?;
+        if !output.status.success() {
+            bail!("nft in {}: {}", ns.name(), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
     }
 
     /// The last lines of every log file in the world, for a failed test.

@@ -1,0 +1,55 @@
+//! The ground that the tests of the mesh stand on, before any agent: the cables are right, NAT is in the way,
+//! and a table shows what does not work.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use kilo_e2e::mesh::{Host, Place, Reach};
+use kilo_e2e::{World, tests};
+
+tests![ground_is_laid, static_routes_fill_the_table];
+
+fn ground_is_laid(world: &World) -> Result<()> {
+    world.need("nft")?;
+    let place = Place::lay_out(world)?;
+    let (a1, a2, b1, b2) = (place.node("a1")?, place.node("a2")?, place.node("b1")?, place.node("b2")?);
+    a1.ns.ping(a2.private)?;
+    b1.ns.ping(b2.private)?;
+    let public: IpAddr = "203.0.113.11".parse()?;
+    b1.ns.ping(public)?;
+    ensure!(a1.ns.ping("198.51.100.2".parse()?).is_err(), "a NAT box answers strangers");
+    ensure!(a1.ns.ping(b1.private).is_err(), "a private address is reached from the internet");
+    let laptop = place.traveller(world, "laptop", 77)?;
+    laptop.ping(public)?;
+    ensure!(a1.pod.reaches(&a2.pod).is_err(), "pods reach each other without a mesh");
+    Ok(())
+}
+
+/// Inside one location routes alone are enough; across NAT nothing is.
+fn static_routes_fill_the_table(world: &World) -> Result<()> {
+    world.need("nft")?;
+    let place = Place::lay_out(world)?;
+    let west: Vec<_> = place.nodes.iter().filter(|node| node.location == "west").collect();
+    for node in &west {
+        world.forward(&node.ns)?;
+        for other in west.iter().filter(|other| other.name != node.name) {
+            world.route(&node.ns, &other.pod_cidr.to_string(), other.private)?;
+        }
+    }
+    let pods: Vec<&Host> = place.nodes.iter().map(|node| &node.pod).collect();
+    let reach = Reach::of(&pods, &[], &BTreeSet::from(["pod-b2".to_owned()]));
+    ensure!(reach.reached() == 2, "{reach}");
+    ensure!(reach.failures().len() == 4, "{:?}", reach.failures());
+    ensure!(reach.to_string().matches('-').count() == 8 + 6, "{reach}");
+
+    // Masquerade hides the true source, and that is a failure.
+    let a1 = place.node("a1")?;
+    a1.ns.sh(
+        "nft 'table ip t { chain c { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }'",
+    )?;
+    let reach = Reach::of(&pods[..2], &[], &BTreeSet::new());
+    let failures = reach.failures();
+    ensure!(failures.len() == 1 && failures[0].contains("saw the source 10.1.0.11"), "{failures:?}");
+    Ok(())
+}
