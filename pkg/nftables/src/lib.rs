@@ -2,12 +2,19 @@
 //! transaction that leads from one table to another. No socket.
 #![forbid(unsafe_code)]
 
+mod attr;
+mod dump;
+mod encode;
+mod expr;
+mod kernel;
 mod range;
 mod rule;
 mod table;
 mod text;
 mod transaction;
 
+pub use dump::{Dump, Interrupted};
+pub use encode::{Batch, Query};
 pub use range::{IpRange, Ranges};
 pub use rule::{Addresses, Direction, End, Expr, Family, IfName, Rule, Verdict};
 pub use table::{Base, Chain, ChainType, Hook, Policy, Set, SetKey, Table};

@@ -117,6 +117,11 @@ impl Ranges {
         Self::new(family, nets.into_iter().map(|&net| net.into()))
     }
 
+    /// Sorted, disjoint ranges as a set has them, neighbours left apart: they are removed as they were added.
+    pub(crate) fn as_read(ranges: Vec<IpRange>) -> Self {
+        Self(ranges)
+    }
+
     /// The ranges in order.
     pub fn iter(&self) -> std::slice::Iter<'_, IpRange> {
         self.0.iter()
