@@ -11,5 +11,8 @@ demo: ## a mesh in network namespaces, e.g. make demo ARGS=--check
 	cargo build -p kilo-kg -p kilo-kgctl
 	cargo run -p kilo-e2e --bin demo -- $(ARGS)
 
+image: ## the tree of the image, tried in an empty chroot
+	@bash .ci/check-image target/image
+
 install: ## only what the checks need
 	@bash .ci/install test
