@@ -1,0 +1,101 @@
+//! Who is masqueraded, forwarded and allowed to send IPIP, as ranges of addresses.
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::topology::Topology;
+use crate::{Config, Encapsulate, Encapsulator, Inside, parse};
+
+/// The firewall of one host. Lists are sorted and without duplicates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Firewall {
+    /// Whose source address is replaced by the node's.
+    pub masquerade: Masquerade,
+    /// Ranges accepted in both directions in FORWARD.
+    pub forward: Forward,
+    /// Who may send IPIP to this host.
+    pub ipip: Ipip,
+}
+
+/// A packet is masqueraded if its source is in `sources` or its destination in `destinations`, and its
+/// destination is not in `except_destinations`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Masquerade {
+    /// Our own pods (with `--cni`) and Peers.
+    pub sources: Vec<IpNet>,
+    /// The allowed-location-ips of our own location.
+    pub destinations: Vec<IpNet>,
+    /// Services, pods, nodes and Peers.
+    pub except_destinations: Vec<IpNet>,
+}
+
+/// What `--iptables-forward-rules` accepts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Forward {
+    /// Ranges accepted as source and as destination.
+    pub accept: Vec<IpNet>,
+}
+
+/// Who may send IPIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ipip {
+    /// The private addresses of the own location. Empty where nobody sends IPIP to us; then IPIP is not
+    /// filtered either.
+    pub allow_sources: Vec<IpNet>,
+}
+
+fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
+    nets.sort_unstable();
+    nets.dedup();
+    nets
+}
+
+/// The firewall of the local node.
+pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> Firewall {
+    let own = topology.local_segment();
+    let own_ranges = || own.allowed_location_ips.iter().map(IpNet::trunc);
+
+    let mut sources = topology.peer_ranges.clone();
+    if config.cni {
+        sources.extend(topology.local().subnets());
+    }
+    let mut except = Vec::with_capacity(topology.members.len() * 3 + topology.peer_ranges.len());
+    except.extend(config.service_cidrs.iter().map(IpNet::trunc));
+    except.extend(topology.segments.iter().flat_map(|s| topology.segment_ranges(s)));
+    except.extend_from_slice(&topology.peer_ranges);
+
+    let mut accept = Vec::new();
+    if config.cni && config.iptables_forward_rules {
+        if topology.leader {
+            for node in topology.members(own) {
+                accept.extend(node.subnets().chain(node.private_ip.map(parse::one)));
+            }
+            accept.extend(own_ranges());
+        } else {
+            accept.extend(topology.local().subnets());
+        }
+    }
+    Firewall {
+        masquerade: Masquerade {
+            sources: sorted(sources),
+            destinations: sorted(own_ranges().collect()),
+            except_destinations: sorted(except),
+        },
+        forward: Forward { accept: sorted(accept) },
+        ipip: Ipip { allow_sources: sorted(ipip_sources(topology, inside)) },
+    }
+}
+
+/// Upstream's list: the private addresses of the *location*, so nobody in full granularity.
+fn ipip_sources(topology: &Topology, inside: Inside) -> Vec<IpNet> {
+    let ours = matches!(inside.encapsulator, Encapsulator::Ipip | Encapsulator::Cilium);
+    if !ours || !inside.local || inside.strategy == Encapsulate::Never {
+        return Vec::new();
+    }
+    let location = topology.segments.iter().find(|s| !s.name.node && s.name.name == topology.location);
+    let members = location.map(|s| topology.members(s)).unwrap_or_default();
+    members.iter().filter_map(|n| n.private_ip).map(parse::one).collect()
+}

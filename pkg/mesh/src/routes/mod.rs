@@ -1,0 +1,160 @@
+//! Routes and rules: of a leader, of a node that does not lead, and of a Peer's host.
+
+mod leader;
+mod member;
+mod peer;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kilo_state::{Dev, MAIN_TABLE, Route, Rule, TABLE};
+
+use crate::topology::{Member, Topology};
+use crate::{Compatibility, Encapsulate, parse};
+
+/// Whose tunnel carries packets inside a location.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulator {
+    /// Our own IPIP tunnel: the other node's private address is the gateway.
+    Ipip,
+    /// flannel's VXLAN: the first address of the other node's pod range is the gateway.
+    Flannel,
+    /// IPIP over Cilium: the other node's address inside Cilium is the gateway.
+    Cilium,
+    /// None: the host has no private address.
+    Noop,
+}
+
+impl From<Compatibility> for Encapsulator {
+    fn from(compatibility: Compatibility) -> Self {
+        match compatibility {
+            Compatibility::None => Self::Ipip,
+            Compatibility::Flannel => Self::Flannel,
+            Compatibility::Cilium => Self::Cilium,
+        }
+    }
+}
+
+impl Encapsulator {
+    /// The next hop to a node of the own location.
+    fn gateway(self, node: &Member) -> Option<IpAddr> {
+        match self {
+            Self::Ipip => node.private_ip,
+            Self::Flannel => Some(node.subnet.network()),
+            Self::Cilium => {
+                Some(node.cni_compatibility_ip.map_or_else(|| node.subnet.network(), |ip| ip.addr()))
+            }
+            Self::Noop => None,
+        }
+    }
+}
+
+/// How packets travel inside a location.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// Whose tunnel.
+    pub encapsulator: Encapsulator,
+    /// When.
+    pub strategy: Encapsulate,
+    /// Whether routes inside the location are ours to make.
+    pub local: bool,
+}
+
+/// The routes and rules of one host, sorted and without duplicates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Routes. Two of one table and destination may be among them where the mesh is contradictory.
+    pub routes: Vec<Route>,
+    /// Rules.
+    pub rules: Vec<Rule>,
+}
+
+impl Topology {
+    /// The routes and rules of the local node.
+    pub fn routing(&self, inside: Inside) -> Routing {
+        let mut builder = Builder { topology: self, inside, out: Routing::default() };
+        if self.leader { builder.leader() } else { builder.member() }
+        let Routing { mut routes, mut rules } = builder.out;
+        routes.sort_unstable();
+        routes.dedup();
+        rules.sort_unstable();
+        rules.dedup();
+        Routing { routes, rules }
+    }
+}
+
+struct Builder<'a> {
+    topology: &'a Topology,
+    inside: Inside,
+    out: Routing,
+}
+
+/// A route over the WireGuard link. A gateway or source of another family than the destination is left out:
+/// the kernel takes neither, and the device finds the peer by the destination alone.
+fn over_wireguard(dst: IpNet, via: Option<IpAddr>, src: Option<IpAddr>) -> Route {
+    let fits = |ip: &IpAddr| parse::same_family(*ip, dst.addr());
+    let via = via.filter(fits);
+    Route { table: MAIN_TABLE, dst, dev: Dev::WireGuard, via, src: src.filter(fits), onlink: via.is_some() }
+}
+
+impl Builder<'_> {
+    fn private_addr(&self) -> Option<IpAddr> {
+        self.topology.private_ip.map(|n| n.addr())
+    }
+
+    /// Whether the tunnel carries packets to this address of the own location.
+    fn tunnelled(&self, to: IpAddr) -> bool {
+        match self.inside.strategy {
+            Encapsulate::Never => false,
+            Encapsulate::Always => true,
+            Encapsulate::CrossSubnet => !self.topology.private_ip.is_some_and(|net| net.contains(&to)),
+        }
+    }
+
+    /// Routes `dst` over the private network or the tunnel. Without a gateway of the destination's family
+    /// there is no such route.
+    fn inside_location(&mut self, dst: IpNet, gateway: Option<IpAddr>) {
+        let Some(via) = gateway.filter(|ip| parse::same_family(*ip, dst.addr())) else { return };
+        let (dev, src) = if self.tunnelled(via) {
+            (Dev::Tunnel, self.private_addr().filter(|ip| parse::same_family(*ip, via)))
+        } else {
+            (Dev::Private, None)
+        };
+        self.out.routes.push(Route { table: MAIN_TABLE, dst, dev, via: Some(via), src, onlink: true });
+    }
+
+    /// Routes a private address over the tunnel in Kilo's own table.
+    fn private_over_tunnel(&mut self, dst: IpAddr, gateway: Option<IpAddr>, src: Option<IpAddr>) {
+        let Some(via) = gateway.filter(|ip| parse::same_family(*ip, dst)) else { return };
+        let src = src.filter(|ip| parse::same_family(*ip, dst));
+        let (table, dst) = (TABLE, parse::one(dst));
+        self.out.routes.push(Route { table, dst, dev: Dev::Tunnel, via: Some(via), src, onlink: true });
+    }
+
+    /// Packets that come in over WireGuard look a private address up in Kilo's own table.
+    fn rule_from_wireguard(&mut self, dst: IpAddr) {
+        self.out.rules.push(Rule { src: None, dst: parse::one(dst), iif: Some(Dev::WireGuard), table: TABLE });
+    }
+
+    /// Packets of our own pods look a private address up in Kilo's own table.
+    fn rules_from_pods(&mut self, dst: IpAddr) {
+        let sources = self.topology.local().subnets().filter(|net| parse::same_family(net.addr(), dst));
+        let rule = |src| Rule { src: Some(src), dst: parse::one(dst), iif: None, table: TABLE };
+        self.out.rules.extend(sources.map(rule));
+    }
+
+    /// What both kinds of node have of another node of their location: its pods, and its private address for
+    /// our pods if that goes through the tunnel. Returns whether it does.
+    fn neighbour(&mut self, node: &Member, private: IpAddr) -> bool {
+        let gateway = self.inside.encapsulator.gateway(node);
+        for net in node.subnets() {
+            self.inside_location(net, gateway);
+        }
+        let tunnelled = gateway.is_some() && self.tunnelled(private);
+        if tunnelled {
+            self.private_over_tunnel(private, gateway, self.private_addr());
+            self.rules_from_pods(private);
+        }
+        tunnelled
+    }
+}

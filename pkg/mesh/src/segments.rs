@@ -1,0 +1,209 @@
+//! From ready nodes to segments: grouping, election, WireGuard addresses, ranges.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use kilo_wireguard::{Endpoint, PublicKey};
+
+use crate::leader::{Candidate, elect};
+use crate::ranges::RangeSet;
+use crate::topology::{Member, Segment, SegmentName, Topology, TopologyError};
+use crate::{Config, Facts, Finding, Granularity, Node, PREFIX, Peer, alips, parse, peers};
+
+/// What an endpoint's host resolves to: IPv4 where there is a choice.
+pub(crate) fn resolve(endpoint: &Endpoint, facts: &Facts) -> Option<SocketAddr> {
+    let Some(name) = endpoint.dns() else { return endpoint.addr() };
+    let ips = facts.dns.get(name)?;
+    let ip = ips.iter().find(|ip| ip.is_ipv4()).or_else(|| ips.first())?;
+    Some(SocketAddr::new(ip.to_canonical(), endpoint.port))
+}
+
+/// A finding on the endpoint of this object, whose name does not resolve.
+pub(crate) fn unresolved(object: String, field: String, endpoint: &Endpoint) -> Finding {
+    Finding::new(object, field, endpoint.to_string(), "the name does not resolve; it is reached only once it calls")
+}
+
+/// Nodes in order of segments and names, each with its segment's name.
+fn grouped<'a>(config: &Config, nodes: &[&'a Node]) -> Vec<(SegmentName, &'a Node)> {
+    let by_node = config.granularity == Granularity::Full;
+    let mut list: Vec<_> = nodes
+        .iter()
+        .map(|n| {
+            let node = by_node || n.internal_ip.is_none();
+            (SegmentName { node, name: if node { n.name.clone() } else { n.location.clone() } }, *n)
+        })
+        .collect();
+    list.sort_by(|a, b| (&a.0, &a.1.name).cmp(&(&b.0, &b.1.name)));
+    list
+}
+
+/// Gives out the addresses of the WireGuard subnet, beginning after the network's own.
+struct Allocator {
+    v6: bool,
+    next: u128,
+    last: u128,
+}
+
+impl Allocator {
+    fn new(subnet: IpNet) -> Self {
+        let (v6, first) = parse::number(subnet.network());
+        Self { v6, next: first, last: parse::number(subnet.broadcast()).1 }
+    }
+
+    fn next(&mut self) -> Option<IpAddr> {
+        self.next = self.next.checked_add(1).filter(|&n| n <= self.last)?;
+        parse::address(self.v6, self.next)
+    }
+}
+
+fn member(node: &Node, subnet: IpNet) -> Member {
+    Member {
+        name: node.name.clone(),
+        subnet,
+        further_subnets: node.further_subnets.clone(),
+        private_ip: node.internal_ip.map(|n| n.addr()),
+        cni_compatibility_ip: node.cni_compatibility_ip,
+    }
+}
+
+/// The ranges that each segment claims as allowed-location-ips with the node that says so, by their text.
+fn claimed(groups: &[&[(SegmentName, &Node)]]) -> Vec<Vec<(IpNet, u32)>> {
+    let mut lists = Vec::with_capacity(groups.len());
+    for group in groups {
+        let mut list: Vec<(IpNet, u32)> = Vec::new();
+        for (i, (_, node)) in (0..).zip(group.iter()) {
+            list.extend(node.allowed_location_ips.iter().map(|&net| (net, i)));
+        }
+        if list.len() > 1 {
+            list.sort_by_cached_key(|(net, i)| (net.to_string(), *i));
+            list.dedup_by_key(|(net, _)| *net);
+        }
+        lists.push(list);
+    }
+    lists
+}
+
+impl Topology {
+    /// Computes the mesh for the node that `config` names. Of the nodes and Peers, which may come in any
+    /// order, those that are not ready take no part. Beside the topology stands what was found wrong.
+    pub fn new(
+        config: &Config,
+        nodes: &[&Node],
+        peers: &[&Peer],
+        facts: &Facts,
+    ) -> Result<(Self, Vec<Finding>), TopologyError> {
+        let mut findings = Vec::new();
+        let ready: Vec<&Node> =
+            nodes.iter().copied().filter(|n| n.ready(facts.now, config.node_expiry)).collect();
+        let list = grouped(config, &ready);
+        let not_ready = || TopologyError::LocalNodeNotReady(config.hostname.clone());
+        let at = list.iter().position(|(_, n)| *n.name == *config.hostname).ok_or_else(not_ready)?;
+        let local = list[at].1;
+
+        let groups: Vec<_> = list.chunk_by(|a, b| a.0 == b.0).collect();
+        let mut allocator = Allocator::new(config.subnet);
+        let mut segments = Vec::with_capacity(groups.len());
+        let mut members: Vec<Member> = Vec::with_capacity(list.len());
+        let mut candidates = Vec::new();
+        let mut local_segment = 0;
+        for group in &groups {
+            candidates.clear();
+            let start = members.len();
+            for (_, node) in *group {
+                let endpoint_addr = node.endpoint.as_ref().and_then(|e| resolve(e, facts));
+                candidates.push(Candidate { volunteer: node.leader, endpoint: endpoint_addr });
+                if let (None, Some(endpoint)) = (endpoint_addr, &node.endpoint) {
+                    let (object, field) = (format!("Node/{}", node.name), format!("{PREFIX}endpoint"));
+                    findings.push(unresolved(object, field, endpoint));
+                }
+                // Ready nodes have a pod range.
+                if let Some(subnet) = node.subnet {
+                    members.push(member(node, subnet));
+                }
+            }
+            let leader = elect(&candidates);
+            let (name, node) = &group[leader];
+            if (start..members.len()).contains(&at) {
+                local_segment = segments.len();
+            }
+            let Some(key) = node.key else { continue };
+            segments.push(Segment {
+                name: name.clone(),
+                members: start as u32..members.len() as u32,
+                leader,
+                key,
+                endpoint: node.endpoint.clone(),
+                endpoint_addr: candidates[leader].endpoint,
+                persistent_keepalive: node.persistent_keepalive,
+                behind_nat: node.behind_nat,
+                wireguard_ip: allocator.next().ok_or_else(|| TopologyError::SubnetExhausted {
+                    subnet: config.subnet,
+                    segment: name.to_string(),
+                })?,
+                allowed_location_ips: Box::default(),
+            });
+        }
+        allowed_location_ips(config, &groups, &mut segments, peers, &mut findings);
+
+        let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, facts);
+        findings.extend(chosen.findings);
+        let leader = segments[local_segment].members.start as usize + segments[local_segment].leader == at;
+        let topology = Self {
+            segments,
+            members,
+            peers: chosen.peers,
+            peer_ranges: chosen.ranges,
+            local_segment,
+            local_member: at as u32,
+            leader,
+            location: local.location.clone(),
+            subnet: config.subnet.trunc(),
+            private_ip: local.internal_ip,
+            listen_port: local.endpoint.as_ref().map_or(config.port, |e| e.port),
+            persistent_keepalive: local.persistent_keepalive,
+            discovered_endpoints: discovered(local, &list),
+        };
+        Ok((topology, findings))
+    }
+}
+
+/// What nodes have discovered: the local node's own view first, then of each key the first in order.
+fn discovered(local: &Node, list: &[(SegmentName, &Node)]) -> BTreeMap<PublicKey, SocketAddr> {
+    let mut map = local.discovered_endpoints.clone();
+    for (key, addr) in list.iter().flat_map(|(_, n)| &n.discovered_endpoints) {
+        map.entry(*key).or_insert(*addr);
+    }
+    map
+}
+
+fn allowed_location_ips(
+    config: &Config,
+    groups: &[&[(SegmentName, &Node)]],
+    segments: &mut [Segment],
+    peers: &[&Peer],
+    findings: &mut Vec<Finding>,
+) {
+    let nodes = || groups.iter().flat_map(|g| g.iter().map(|(_, n)| *n));
+    if nodes().all(|n| n.allowed_location_ips.is_empty()) {
+        return;
+    }
+    let mut lists = claimed(groups);
+    let taken = RangeSet::new(
+        nodes().flat_map(|n| n.subnet.into_iter().chain(n.internal_ip.map(|ip| parse::one(ip.addr())))),
+    );
+    // Ranges of Peers count even where a Peer is refused: upstream agents know no refusal.
+    let claimed_by_peers =
+        RangeSet::new(peers.iter().filter(|p| p.ready()).flat_map(|p| p.allowed_ips.iter().copied()));
+    alips::filter(&mut lists, &taken, &claimed_by_peers, config.subnet, |i, (net, node), reason| {
+        findings.push(Finding::new(
+            format!("Node/{}", groups[i][node as usize].1.name),
+            format!("{PREFIX}allowed-location-ips"),
+            net.to_string(),
+            format!("{reason}; it is left out"),
+        ));
+    });
+    for (segment, list) in segments.iter_mut().zip(lists) {
+        segment.allowed_location_ips = list.into_iter().map(|(net, _)| net).collect();
+    }
+}
