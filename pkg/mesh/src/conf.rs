@@ -1,5 +1,7 @@
 //! WireGuard configurations of a topology: of the local node, of a Peer, and of the local segment as a peer.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use kilo_wireguard as wg;
 use kilo_wireguard::Endpoint;
@@ -54,14 +56,9 @@ impl Topology {
     /// allowed-location-ips, all without host bits.
     pub(crate) fn segment_allowed_ips(&self, segment: &Segment) -> Vec<IpNet> {
         let mut nets: Vec<IpNet> = self.segment_ranges(segment).collect();
-        let own = nets.len();
-        for net in segment.allowed_location_ips.iter().map(IpNet::trunc) {
-            // Written with different host bits, one range may stand there several times, one text next to
-            // the other or not.
-            if !nets[own..].contains(&net) {
-                nets.push(net);
-            }
-        }
+        // Written with different host bits, one range may stand there several times.
+        let mut seen = BTreeSet::new();
+        nets.extend(segment.allowed_location_ips.iter().map(IpNet::trunc).filter(|net| seen.insert(*net)));
         nets
     }
 

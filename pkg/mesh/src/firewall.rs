@@ -54,7 +54,8 @@ fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
 }
 
 /// The firewall of the local node.
-pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> Firewall {
+/// Beside it: whether some range is there for two nodes.
+pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> (Firewall, bool) {
     let own = topology.local_segment();
     let own_ranges = || own.allowed_location_ips.iter().map(IpNet::trunc);
 
@@ -63,9 +64,15 @@ pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> 
         sources.extend(topology.local().subnets());
     }
     let mut except = Vec::with_capacity(topology.members.len() * 3 + topology.peer_ranges.len());
-    except.extend(config.service_cidrs.iter().map(IpNet::trunc));
     except.extend(topology.segments.iter().flat_map(|s| topology.segment_ranges(s)));
     except.extend_from_slice(&topology.peer_ranges);
+    let all = except.len();
+    let mut except = sorted(except);
+    let twice = except.len() != all;
+    if !config.service_cidrs.is_empty() {
+        except.extend(config.service_cidrs.iter().map(IpNet::trunc));
+        except = sorted(except);
+    }
 
     let mut accept = Vec::new();
     if config.cni && config.iptables_forward_rules {
@@ -78,15 +85,16 @@ pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> 
             accept.extend(topology.local().subnets());
         }
     }
-    Firewall {
+    let firewall = Firewall {
         masquerade: Masquerade {
             sources: sorted(sources),
             destinations: sorted(own_ranges().collect()),
-            except_destinations: sorted(except),
+            except_destinations: except,
         },
         forward: Forward { accept: sorted(accept) },
         ipip: Ipip { allow_sources: sorted(ipip_sources(topology, inside)) },
-    }
+    };
+    (firewall, twice)
 }
 
 /// Upstream's list: the private addresses of the *location*, so nobody in full granularity.

@@ -32,7 +32,8 @@ mod tests {
     #[test]
     fn upstream_table() {
         let c = |volunteer, ip: &str| Candidate { volunteer, endpoint: format!("{ip}:1").parse().ok() };
-        let (a, b, d, e) = (c(false, "10.0.0.1"), c(false, "1.1.1.1"), c(true, "10.0.0.2"), c(true, "2.2.2.2"));
+        let (a, b, d, e) =
+            (c(false, "10.0.0.1"), c(false, "1.1.1.1"), c(true, "10.0.0.2"), c(true, "2.2.2.2"));
         assert_eq!(elect(&[]), 0);
         assert_eq!(elect(&[a]), 0);
         assert_eq!(elect(&[a, b, b]), 1);

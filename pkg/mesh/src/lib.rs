@@ -2,17 +2,45 @@
 //! Pure: time, resolved names and the machine come in as [`Facts`].
 #![forbid(unsafe_code)]
 
+mod alips;
+mod annotations;
+mod conf;
 mod config;
+mod desired;
+mod device;
+mod endpoint;
 mod facts;
 mod finding;
+mod firewall;
+mod graph;
+mod leader;
+mod mtu;
+mod node;
 mod object;
-mod read;
+mod parse;
+mod peer;
+mod peers;
+mod plan;
+mod ranges;
+mod routes;
+mod segments;
+mod table;
+mod topology;
 
+pub use annotations::WRITTEN;
 pub use config::{Compatibility, Config, Encapsulate, Granularity, Mtu};
+pub use endpoint::endpoint_for_device;
 pub use facts::{DeviceFact, Facts, HostFacts, Interfaces};
 pub use finding::Finding;
+pub use firewall::{Firewall, Forward, Ipip, Masquerade};
+pub use mtu::MtuDecision;
+pub use node::Node;
 pub use object::{DnsOrIp, Metadata, NodeObject, NodeSpec, PeerEndpoint, PeerObject, PeerSpec, SecretText};
-pub use read::{read_node, read_peer};
+pub use peer::Peer;
+pub use plan::{Mesh, Outcome, Plan, plan};
+pub use routes::{Encapsulator, Inside, Routing};
+pub use table::TABLE_NAME;
+pub use topology::{Member, MeshPeer, Segment, SegmentName, Topology, TopologyError};
 
 /// The prefix of every annotation of Kilo.
 pub const PREFIX: &str = "kilo.squat.ai/";

@@ -28,11 +28,15 @@ pub(crate) fn decide(mtu: Mtu, facts: &Facts) -> MtuDecision {
         (Mtu::Fixed(value), _) => (value, "--mtu says so".to_owned()),
         (Mtu::Auto, Some(uplink)) => {
             let value = uplink.saturating_sub(OVERHEAD);
-            let warning = if value < LEAST { "; IPv6 needs 1280, so it will not work through the mesh" } else { "" };
-            let reason = format!("the link of the default route has {uplink}, WireGuard takes {OVERHEAD}{warning}");
+            let warning =
+                if value < LEAST { "; IPv6 needs 1280, so it will not work through the mesh" } else { "" };
+            let reason =
+                format!("the link of the default route has {uplink}, WireGuard takes {OVERHEAD}{warning}");
             (value, reason)
         }
-        (Mtu::Auto, None) => (DEFAULT, "there is no link with a default route; an Ethernet is assumed".to_owned()),
+        (Mtu::Auto, None) => {
+            (DEFAULT, "there is no link with a default route; an Ethernet is assumed".to_owned())
+        }
     };
     MtuDecision { value, reason }
 }
@@ -44,12 +48,16 @@ mod tests {
 
     #[test]
     fn uplink_decides_unless_told() {
-        let facts = |uplink_mtu| Facts { host: HostFacts { uplink_mtu, ..HostFacts::default() }, ..Facts::default() };
+        let facts =
+            |uplink_mtu| Facts { host: HostFacts { uplink_mtu, ..HostFacts::default() }, ..Facts::default() };
         assert_eq!(decide(Mtu::Auto, &facts(Some(1500))).value, 1420);
         assert_eq!(decide(Mtu::Auto, &facts(Some(9001))).value, 8921);
         assert_eq!(decide(Mtu::Auto, &facts(None)).value, 1420);
         assert_eq!(decide(Mtu::Auto, &facts(Some(40))).value, 0);
         assert!(decide(Mtu::Auto, &facts(Some(1300))).reason.contains("1280"));
-        assert_eq!(decide(Mtu::Fixed(1300), &facts(Some(1500))), MtuDecision { value: 1300, reason: "--mtu says so".into() });
+        assert_eq!(
+            decide(Mtu::Fixed(1300), &facts(Some(1500))),
+            MtuDecision { value: 1300, reason: "--mtu says so".into() }
+        );
     }
 }

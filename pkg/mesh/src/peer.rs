@@ -77,7 +77,8 @@ impl Checker<'_> {
             Host::Ip(parse::ip(ip)?)
         } else {
             // A name wins over an address, as in upstream; one that is an address needs no resolving.
-            parse::ip(dns).map_or_else(|| is_dns_name(dns).then(|| Host::Dns(dns.into())), |ip| Some(Host::Ip(ip)))?
+            parse::ip(dns)
+                .map_or_else(|| is_dns_name(dns).then(|| Host::Dns(dns.into())), |ip| Some(Host::Ip(ip)))?
         };
         Some(Endpoint { host, port: port? })
     }

@@ -49,7 +49,8 @@ impl Owned {
 /// name. One whose age is not known counts as young.
 fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned, findings: &mut Vec<Finding>) {
     let age = |p: &'a Peer| (p.created.is_none(), &p.created);
-    let mut order: Vec<(Option<PublicKey>, u32)> = (0..).zip(peers.iter()).map(|(i, p)| (p.public_key, i)).collect();
+    let mut order: Vec<(Option<PublicKey>, u32)> =
+        (0..).zip(peers.iter()).map(|(i, p)| (p.public_key, i)).collect();
     order.sort_unstable();
     let mut refused = vec![false; peers.len()];
     for group in order.chunk_by(|a, b| a.0 == b.0) {
@@ -66,7 +67,12 @@ fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned, findings: &mut
                 _ => "a node has this key".to_owned(),
             };
             let object = format!("Peer/{}", peers[i].name);
-            findings.push(Finding::new(object, "spec.publicKey", key, format!("{owner}; the peer is left out")));
+            findings.push(Finding::new(
+                object,
+                "spec.publicKey",
+                key,
+                format!("{owner}; the peer is left out"),
+            ));
             refused[i] = true;
         }
     }
@@ -103,7 +109,13 @@ fn kept(all: &[(IpNet, u32)], owned: &Owned, peers: &[&Peer], findings: &mut Vec
 }
 
 /// Chooses from all Peers, in any order, those that take part.
-pub(crate) fn choose(pool: IpNet, segments: usize, nodes: &[&Node], peers: &[&Peer], facts: &Facts) -> Chosen {
+pub(crate) fn choose(
+    pool: IpNet,
+    segments: usize,
+    nodes: &[&Node],
+    peers: &[&Peer],
+    facts: &Facts,
+) -> Chosen {
     let mut findings = Vec::new();
     let owned = Owned::new(pool, segments, nodes);
     let mut ready: Vec<&Peer> = peers.iter().copied().filter(|p| p.ready()).collect();

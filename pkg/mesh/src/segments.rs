@@ -21,7 +21,12 @@ pub(crate) fn resolve(endpoint: &Endpoint, facts: &Facts) -> Option<SocketAddr> 
 
 /// A finding on the endpoint of this object, whose name does not resolve.
 pub(crate) fn unresolved(object: String, field: String, endpoint: &Endpoint) -> Finding {
-    Finding::new(object, field, endpoint.to_string(), "the name does not resolve; it is reached only once it calls")
+    Finding::new(
+        object,
+        field,
+        endpoint.to_string(),
+        "the name does not resolve; it is reached only once it calls",
+    )
 }
 
 /// Nodes in order of segments and names, each with its segment's name.

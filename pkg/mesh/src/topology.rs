@@ -128,7 +128,9 @@ pub enum TopologyError {
     #[error("node {0} is not ready: it needs an endpoint, a key, a pod range and a recent check-in")]
     LocalNodeNotReady(String),
     /// There are more segments than addresses.
-    #[error("the WireGuard subnet {subnet} has no address left for segment {segment}; a larger --subnet is needed")]
+    #[error(
+        "the WireGuard subnet {subnet} has no address left for segment {segment}; a larger --subnet is needed"
+    )]
     SubnetExhausted {
         /// `--subnet`.
         subnet: IpNet,

@@ -18,7 +18,9 @@ impl Builder<'_> {
             let endpoint = t.segment_addr(segment).map(|a| a.ip());
             for node in t.members(segment) {
                 let private = node.private_ip.filter(|ip| Some(*ip) != endpoint).map(parse::one);
-                self.out.routes.extend(node.subnets().chain(private).map(|dst| over_wireguard(dst, via, src)));
+                self.out
+                    .routes
+                    .extend(node.subnets().chain(private).map(|dst| over_wireguard(dst, via, src)));
             }
             let ranges = segment.allowed_location_ips.iter().map(|net| net.trunc());
             self.out.routes.extend(ranges.map(|dst| over_wireguard(dst, via, src)));

@@ -73,7 +73,11 @@ impl Topology {
     /// The routes and rules of the local node.
     pub fn routing(&self, inside: Inside) -> Routing {
         let mut builder = Builder { topology: self, inside, out: Routing::default() };
-        if self.leader { builder.leader() } else { builder.member() }
+        if self.leader {
+            builder.leader()
+        } else {
+            builder.member()
+        }
         let Routing { mut routes, mut rules } = builder.out;
         routes.sort_unstable();
         routes.dedup();
@@ -133,7 +137,12 @@ impl Builder<'_> {
 
     /// Packets that come in over WireGuard look a private address up in Kilo's own table.
     fn rule_from_wireguard(&mut self, dst: IpAddr) {
-        self.out.rules.push(Rule { src: None, dst: parse::one(dst), iif: Some(Dev::WireGuard), table: TABLE });
+        self.out.rules.push(Rule {
+            src: None,
+            dst: parse::one(dst),
+            iif: Some(Dev::WireGuard),
+            table: TABLE,
+        });
     }
 
     /// Packets of our own pods look a private address up in Kilo's own table.
