@@ -2,18 +2,29 @@
 //! files or a cluster, lets `kilo-mesh` plan, and prints; it never writes to either.
 #![forbid(unsafe_code)]
 
-pub mod args;
+mod args;
 mod complete;
+mod diff;
 mod error;
+mod form;
+mod graph;
+mod input;
 mod man;
-pub mod out;
+mod mesh;
+mod out;
+mod plan;
+mod showconf;
+mod words;
 
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, ShowconfOf};
+
+pub use complete::completions;
+pub use man::write as write_man_pages;
 
 /// Nothing was wrong.
 const OK: u8 = 0;
@@ -73,14 +84,16 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Connect(_) => Err(error::message(
             "connect is not there yet: make a Peer, and use `kgctl showconf peer NAME` for this machine's configuration",
         )),
-        Command::Completion { shell } => complete::script(*shell).map(|()| OK),
+        Command::Completion { shell } => complete::run(*shell).map(|()| OK),
         Command::Version => {
             out::print(&format!("kgctl version {}\n", env!("CARGO_PKG_VERSION")))?;
             Ok(OK)
         }
         Command::Man { dir } => man::write(dir).map(|()| OK),
-        Command::Plan(_) | Command::Diff(_) | Command::Graph(_) | Command::Showconf { .. } => {
-            Err(error::message("this command is not there yet"))
-        }
+        Command::Plan(args) => plan::run(&cli.global, args).map(|()| OK),
+        Command::Diff(args) => diff::run(&cli.global, args),
+        Command::Graph(args) => graph::run(&cli.global, args).map(|()| OK),
+        Command::Showconf { of: ShowconfOf::Node(args) } => showconf::node(&cli.global, args).map(|()| OK),
+        Command::Showconf { of: ShowconfOf::Peer(args) } => showconf::peer(&cli.global, args).map(|()| OK),
     }
 }

@@ -37,23 +37,30 @@ pub fn colours() -> bool {
     io::stdout().is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
-/// Colours lines that begin with `+` or `-` green and red, `~` yellow, and headings bold.
-pub fn coloured(text: &str) -> String {
+/// Makes headings, which begin at the margin, bold.
+pub fn headings(text: &str) -> String {
+    paint(text, |line| (!line.is_empty() && !line.starts_with(' ')).then_some("1"))
+}
+
+/// Makes headings bold, and what comes green, what goes red, what changes yellow.
+pub fn changes(text: &str) -> String {
+    paint(text, |line| match line.trim_start().chars().next() {
+        Some('+') => Some("32"),
+        Some('-') => Some("31"),
+        Some('~') => Some("33"),
+        Some(_) if !line.starts_with(' ') => Some("1"),
+        Some(_) | None => None,
+    })
+}
+
+fn paint(text: &str, code: impl Fn(&str) -> Option<&'static str>) -> String {
     let mut out = String::with_capacity(text.len() * 2);
     for line in text.lines() {
-        let code = match line.trim_start().chars().next() {
-            Some('+') => "32",
-            Some('-') => "31",
-            Some('~') => "33",
-            Some(_) if !line.starts_with(' ') => "1",
-            Some(_) | None => {
-                out.push_str(line);
-                out.push('\n');
-                continue;
-            }
-        };
         // Writing to a String does not fail.
-        let _ = writeln!(out, "\u{1b}[{code}m{line}\u{1b}[0m");
+        let _ = match code(line) {
+            Some(code) => writeln!(out, "\u{1b}[{code}m{line}\u{1b}[0m"),
+            None => writeln!(out, "{line}"),
+        };
     }
     out
 }

@@ -3,6 +3,14 @@
 
 mod facts;
 mod input;
+mod plan;
+mod text;
+mod translated;
 
 pub use facts::{FactsError, FactsView};
 pub use input::InputView;
+pub use plan::{
+    ConfView, MeshPeerView, MeshView, PlanSource, PlanView, RouteView, RuleView, SegmentView, WgPeerView,
+};
+pub use text::findings_text;
+pub use translated::{NodeView, PeerView, TranslatedView};
