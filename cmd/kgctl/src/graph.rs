@@ -3,7 +3,7 @@
 use crate::args::{AgentArgs, Global, GraphArgs};
 use crate::error::message;
 use crate::mesh::Mesh;
-use crate::{input, out};
+use crate::out;
 
 /// Prints the mesh as DOT.
 ///
