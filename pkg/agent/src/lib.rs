@@ -2,9 +2,17 @@
 //! and [`Host`] (this machine), and knows no implementation of either.
 #![forbid(unsafe_code)]
 
+mod agent;
+mod annotations;
 mod backend;
+mod backoff;
 mod host;
+mod names;
+mod report;
+mod store;
 pub mod view;
 
+pub use agent::{Agent, AgentError, CHECK_IN, Handle, Settings};
 pub use backend::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
+pub use report::{DURATION_BUCKETS, Durations, ErrorEvent, Input, Query, Stats, Status};

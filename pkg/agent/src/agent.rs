@@ -1,0 +1,493 @@
+//! The loop: events of the cluster and the host in, one plan, operations out, our own Node written back.
+//!
+//! One task owns all state. Between two readings of the kernel it knows what it applied itself, so that a
+//! change of the cluster costs a plan, a difference and the operations, and no dump.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kilo_mesh::{Config, Facts, Finding, Outcome, Plan};
+use kilo_state::{Desired, Link, LinkKind, Observed, Op};
+use kilo_wireguard::PublicKey;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::annotations::{self, Write};
+use crate::backoff::Backoff;
+use crate::names::Names;
+use crate::report::{ErrorEvent, Input, Query, Stats, Status};
+use crate::store::{Changed, Store};
+use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, WatchState};
+
+/// How often our own Node's `last-seen` is renewed: upstream drops a node after 60 s.
+pub const CHECK_IN: Duration = Duration::from_secs(30);
+/// How long events are gathered before they are planned together, once the first has arrived.
+const GATHER: Duration = Duration::from_millis(1);
+/// More events than these are not gathered into one plan, so that a flood cannot hold it off.
+const GATHER_AT_MOST: usize = 4096;
+/// How many operations of one reconcile are logged one by one; more are logged by their number.
+const LOGGED_OPS: usize = 32;
+
+/// What an agent is to do.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What its plans depend on.
+    pub config: Config,
+    /// What the discovery of addresses depends on.
+    pub discover: DiscoverConfig,
+    /// How often everything is read and compared, whether anything was heard or not.
+    pub resync: Duration,
+    /// `--clean-up`: undo on a graceful stop.
+    pub clean_up: bool,
+    /// `--clean-up-interface`: remove the WireGuard link as well.
+    pub clean_up_interface: bool,
+}
+
+/// Why an agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// This machine cannot be used as it is.
+    #[error("looking at this machine")]
+    Discover(#[source] HostError),
+    /// The backend gave up.
+    #[error("watching the cluster")]
+    Backend(#[source] BackendError),
+}
+
+/// What others see of a running agent.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// The state of the moment.
+    pub status: watch::Receiver<Arc<Status>>,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Questions to the loop.
+    pub queries: mpsc::Sender<Query>,
+}
+
+/// An agent of one node.
+#[derive(Debug)]
+pub struct Agent<B, H> {
+    backend: Arc<B>,
+    host: H,
+    settings: Settings,
+    store: Store,
+    facts: Facts,
+    /// What the kernel has, as last read and changed by us since; `None` when that is not known.
+    observed: Option<Observed>,
+    names: Names,
+    backoff: Backoff,
+    plan: Option<Arc<Plan>>,
+    known_findings: BTreeSet<Finding>,
+    status: watch::Sender<Arc<Status>>,
+    stats: Arc<Stats>,
+    queries: mpsc::Receiver<Query>,
+    write: Write,
+}
+
+/// Why the loop goes round.
+enum Wake {
+    Event(Option<Event>),
+    Host(HostEvent),
+    Names(Vec<(String, Option<Vec<IpAddr>>)>),
+    Written(Result<(), BackendError>, ErrorEvent),
+    Query(Query),
+    Resync,
+    Timer,
+    Stop,
+}
+
+impl<B: Backend, H: Host> Agent<B, H> {
+    /// An agent that has done nothing yet, and what others see of it.
+    pub fn new(backend: Arc<B>, host: H, settings: Settings) -> (Self, Handle) {
+        let (status, status_rx) = watch::channel(Arc::default());
+        let (queries_tx, queries) = mpsc::channel(16);
+        let stats = Arc::new(Stats::default());
+        let handle = Handle { status: status_rx, stats: stats.clone(), queries: queries_tx };
+        let store = Store::new(&settings.config.topology_label);
+        let agent = Self {
+            backend,
+            host,
+            settings,
+            store,
+            facts: Facts::default(),
+            observed: None,
+            names: Names::default(),
+            backoff: Backoff::default(),
+            plan: None,
+            known_findings: BTreeSet::new(),
+            status,
+            stats,
+            queries,
+            write: Write::default(),
+        };
+        (agent, handle)
+    }
+
+    /// Runs until `stop` is ready, then cleans up if the settings say so.
+    pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), AgentError> {
+        let mut stop = std::pin::pin!(stop);
+        self.facts.host = tokio::select! {
+            found = self.host.discover(&self.settings.discover) => found.map_err(AgentError::Discover)?,
+            () = &mut stop => return Ok(()),
+        };
+
+        let (events_tx, mut events) = mpsc::channel(1024);
+        let backend = self.backend.clone();
+        let mut watching = tokio::spawn(async move { backend.run(events_tx).await });
+        let mut resync = tokio::time::interval(self.settings.resync.max(Duration::from_secs(1)));
+        resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        resync.reset();
+        let mut due = false;
+        loop {
+            if due && self.store.synced() {
+                self.reconcile().await;
+                due = false;
+            }
+            self.publish();
+            let timer = self.next_timer();
+            self.names.start(&self.host);
+            let wake = tokio::select! {
+                biased;
+                () = &mut stop => Wake::Stop,
+                event = events.recv() => Wake::Event(event),
+                changed = self.host.changed() => Wake::Host(changed),
+                found = self.names.found() => Wake::Names(found),
+                (result, event) = self.write.finished() => Wake::Written(result, event),
+                Some(query) = self.queries.recv() => Wake::Query(query),
+                _ = resync.tick() => Wake::Resync,
+                () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
+            };
+            match wake {
+                Wake::Stop => break,
+                Wake::Event(None) => {
+                    let ended = (&mut watching).await;
+                    let Ok(Err(error)) = ended else { break };
+                    self.stats.error(ErrorEvent::Run);
+                    return Err(AgentError::Backend(error));
+                }
+                Wake::Event(Some(event)) => {
+                    due |= self.hear(event);
+                    due |= self.gather(&mut events).await;
+                }
+                Wake::Host(event) => {
+                    debug!(?event, "Host changed");
+                    self.observed = None;
+                    due = true;
+                }
+                Wake::Names(found) => {
+                    for (name, addresses) in found {
+                        due |= self.names.learn(&mut self.facts.dns, name, addresses);
+                    }
+                }
+                Wake::Written(result, event) => {
+                    self.written(result, event);
+                    due |= self.write.again();
+                }
+                Wake::Query(query) => self.answer(query),
+                Wake::Resync => {
+                    self.observed = None;
+                    due = true;
+                }
+                Wake::Timer => due = true,
+            }
+        }
+        watching.abort();
+        if self.settings.clean_up {
+            self.clean_up().await;
+        }
+        self.host.close().await;
+        Ok(())
+    }
+
+    /// Works in what else has arrived, and what arrives within a moment.
+    async fn gather(&mut self, events: &mut mpsc::Receiver<Event>) -> bool {
+        let mut due = false;
+        let deadline = tokio::time::Instant::now() + GATHER;
+        for _ in 0..GATHER_AT_MOST {
+            match tokio::time::timeout_at(deadline, events.recv()).await {
+                Ok(Some(event)) => due |= self.hear(event),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        due
+    }
+
+    fn hear(&mut self, event: Event) -> bool {
+        if let Event::Watch(kind, state) = &event {
+            match state {
+                WatchState::Up => info!(kind = kind.as_str(), "Watch is up"),
+                WatchState::Down(reason) => warn!(kind = kind.as_str(), %reason, "Watch is down"),
+            }
+        }
+        self.store.apply(event, unix_now(), self.settings.config.node_expiry) == Changed::Plan
+    }
+
+    /// Answers a question; who asked may be gone.
+    fn answer(&mut self, query: Query) {
+        match query {
+            Query::Alive(answer) => drop(answer.send(())),
+            Query::Input(answer) => {
+                let (nodes, peers) = self.store.objects();
+                self.facts.now = unix_now();
+                drop(answer.send(Input { nodes, peers, facts: self.facts.clone() }));
+            }
+        }
+    }
+
+    /// When to go round although nothing was heard: a check-in, a node that expires, a retry.
+    fn next_timer(&self) -> Instant {
+        let now = unix_now();
+        let expiry = self
+            .store
+            .next_expiry(now, self.settings.config.node_expiry)
+            .map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
+        let check_in = self.store.synced().then(|| self.write.next_check_in());
+        [expiry, check_in, self.backoff.retry_at()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| Instant::now() + self.settings.resync)
+    }
+
+    /// One round: facts, plan, difference, operations, our own Node.
+    async fn reconcile(&mut self) {
+        let started = Instant::now();
+        self.facts.now = unix_now();
+        let mut errors = Vec::new();
+        if self.observed.is_none() {
+            match self.host.facts().await {
+                Ok(host) => {
+                    self.facts.host = kilo_mesh::HostFacts {
+                        programmed: std::mem::take(&mut self.facts.host.programmed),
+                        ..host
+                    }
+                }
+                Err(error) => errors.push(error),
+            }
+            match self.host.observe().await {
+                Ok(observed) => self.observed = Some(observed),
+                Err(error) => errors.push(error),
+            }
+        }
+        let plan =
+            kilo_mesh::plan(&self.settings.config, &self.store.nodes(), &self.store.peers(), &self.facts);
+        self.names.want(self.store.names(), &mut self.facts.dns);
+        self.log_findings(&plan);
+        if let (Some(mesh), Some(observed)) = (&plan.mesh, &mut self.observed) {
+            let desired = &mesh.desired;
+            let ops = kilo_state::diff(desired, observed);
+            let names = kilo_state::names(desired, observed);
+            let programmed = &mut self.facts.host.programmed;
+            let outcome = apply(&mut self.host, &ops, &names, observed, programmed, &self.stats).await;
+            if !outcome.is_empty() {
+                // What a failed operation left behind is not known.
+                self.observed = None;
+            }
+            errors.extend(outcome);
+        }
+        self.log_outcome(&plan);
+        self.write_node(&plan);
+        self.finish(plan, errors, started.elapsed());
+    }
+
+    fn finish(&mut self, plan: Plan, errors: Vec<HostError>, took: Duration) {
+        self.stats.reconciled(took);
+        let failed = errors.len();
+        let first = errors.first().map(|e| chain(e));
+        self.status.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            status.apply_error = first.clone();
+            if first.is_none() && plan.outcome == Outcome::Ok {
+                status.last_success = Some(self.facts.now);
+            }
+        });
+        self.plan = Some(Arc::new(plan));
+        match first {
+            None => self.backoff.reset(),
+            Some(error) => {
+                self.stats.error(ErrorEvent::Apply);
+                self.observed = None;
+                let wait = self.backoff.step();
+                error!(%error, failed, retry_in = ?wait, "Host is not as planned");
+            }
+        }
+    }
+
+    /// Says why there is nothing to apply, when that has changed.
+    fn log_outcome(&self, plan: &Plan) {
+        let before = self.plan.as_ref().map(|p| (p.outcome, p.error.as_deref()));
+        if plan.outcome != Outcome::Ok && before != Some((plan.outcome, plan.error.as_deref())) {
+            error!(outcome = %plan.outcome, error = plan.error.as_deref().unwrap_or_default(), "Nothing to apply");
+        }
+    }
+
+    fn log_findings(&mut self, plan: &Plan) {
+        let findings: BTreeSet<Finding> = self.store.findings().chain(&plan.findings).cloned().collect();
+        for finding in findings.difference(&self.known_findings) {
+            warn!(object = %finding.object, field = %finding.field, value = %finding.value, reason = %finding.reason, "Finding");
+        }
+        for finding in self.known_findings.difference(&findings) {
+            info!(object = %finding.object, field = %finding.field, "Finding is settled");
+        }
+        self.known_findings = findings;
+    }
+
+    /// Sends what changed about our own Node, or its check-in when that is due.
+    fn write_node(&mut self, plan: &Plan) {
+        let name = &self.settings.config.hostname;
+        let Some(object) = self.store.node_object(name) else { return };
+        let (patch, event) = annotations::patch(&object.metadata.annotations, &plan.annotations);
+        let Some(event) = event.or_else(|| self.write.check_in_due().then_some(ErrorEvent::CheckIn)) else {
+            return;
+        };
+        let (backend, name) = (self.backend.clone(), name.clone());
+        self.write.start(event, async move { backend.patch_node(&name, &patch).await });
+    }
+
+    fn written(&mut self, result: Result<(), BackendError>, event: ErrorEvent) {
+        if let Err(error) = result {
+            self.stats.error(event);
+            warn!(error = %chain(&error), "Own node could not be written");
+        }
+    }
+
+    fn publish(&self) {
+        let known = self.observed.as_ref().map(|o| o.device.is_some());
+        self.status.send_if_modified(|status| {
+            let plan_changed = match (&status.plan, &self.plan) {
+                (Some(a), Some(b)) => !Arc::ptr_eq(a, b),
+                (None, None) => false,
+                (Some(_), None) | (None, Some(_)) => true,
+            };
+            let device = known.unwrap_or(status.device);
+            if !plan_changed
+                && status.synced == self.store.synced()
+                && status.watches == *self.store.watches()
+                && status.device == device
+            {
+                return false;
+            }
+            let status = Arc::make_mut(status);
+            status.synced = self.store.synced();
+            status.watches = self.store.watches().clone();
+            status.device = device;
+            status.plan = self.plan.clone();
+            status.findings = self.known_findings.iter().cloned().collect();
+            true
+        });
+    }
+
+    /// Undoes what was done, each step whether or not the others succeed.
+    async fn clean_up(&mut self) {
+        let mut failed = Vec::new();
+        match self.host.observe().await {
+            Ok(mut observed) => {
+                let desired = self.parting();
+                let ops = kilo_state::diff(&desired, &observed);
+                let names = kilo_state::names(&desired, &observed);
+                let mut programmed = BTreeMap::new();
+                failed =
+                    apply(&mut self.host, &ops, &names, &mut observed, &mut programmed, &self.stats).await;
+            }
+            Err(error) => failed.push(error),
+        }
+        for error in failed {
+            self.stats.error(ErrorEvent::CleanUp);
+            warn!(error = %chain(&error), "Clean-up failed");
+        }
+        let name = &self.settings.config.hostname;
+        if let Some(object) = self.store.node_object(name) {
+            let patch = annotations::removal(&object.metadata.annotations);
+            self.write.cancel();
+            if let Err(error) = self.backend.patch_node(name, &patch).await {
+                self.stats.error(ErrorEvent::CleanUp);
+                warn!(error = %chain(&error), "Clean-up of annotations failed");
+            }
+        }
+    }
+
+    /// What a host should be after a graceful stop: nothing of ours, apart from links others may use.
+    fn parting(&self) -> Desired {
+        let links =
+            self.plan.iter().filter_map(|plan| plan.mesh.as_ref()).flat_map(|mesh| &mesh.desired.links);
+        let goes = |link: &&Link| match link.kind {
+            LinkKind::WireGuard => self.settings.clean_up_interface,
+            LinkKind::Ipip => link.create,
+            LinkKind::Foreign => false,
+        };
+        let remove_links = links.filter(goes).map(|link| (link.dev, link.name.clone())).collect();
+        Desired { remove_links, ..Desired::default() }
+    }
+}
+
+/// Carries operations out and works those that succeeded into what is known. The errors come back.
+async fn apply<H: Host>(
+    host: &mut H,
+    ops: &[Op],
+    names: &kilo_state::Names,
+    observed: &mut Observed,
+    programmed: &mut BTreeMap<PublicKey, SocketAddr>,
+    stats: &Stats,
+) -> Vec<HostError> {
+    if ops.is_empty() {
+        return Vec::new();
+    }
+    let results = host.apply(ops).await;
+    let mut errors = Vec::new();
+    for (op, result) in ops.iter().zip(results) {
+        stats.op(op.kind(), result.is_ok());
+        match result {
+            Ok(()) => {
+                if ops.len() <= LOGGED_OPS {
+                    info!(change = %op.display(names), "Changed the host");
+                }
+                remember_endpoint(programmed, op);
+                kilo_state::apply(observed, op);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    if ops.len() > LOGGED_OPS {
+        info!(changes = ops.len(), failed = errors.len(), "Changed the host");
+    }
+    errors
+}
+
+/// Keeps the endpoints that were given to the device: a plan tells by them a changed setting from an
+/// endpoint that the device has learned.
+fn remember_endpoint(programmed: &mut BTreeMap<PublicKey, SocketAddr>, op: &Op) {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "only peers have endpoints")]
+    match op {
+        Op::AddPeer(peer) => match peer.endpoint {
+            Some(endpoint) => drop(programmed.insert(peer.public_key, endpoint)),
+            None => drop(programmed.remove(&peer.public_key)),
+        },
+        Op::UpdatePeer(change) => {
+            if let Some(endpoint) = change.endpoint {
+                programmed.insert(change.public_key, endpoint);
+            }
+        }
+        Op::RemovePeer(key) => drop(programmed.remove(key)),
+        _ => {}
+    }
+}
+
+/// An error with its causes, for one log line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

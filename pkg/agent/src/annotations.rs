@@ -1,0 +1,157 @@
+//! Our own Node's annotations: what is to be written, and one write at a time, off the loop.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::time::Instant;
+
+use kilo_mesh::PREFIX;
+use tokio::task::JoinHandle;
+
+use crate::agent::CHECK_IN;
+use crate::report::ErrorEvent;
+use crate::{BackendError, NodePatch};
+
+/// The annotations that a graceful stop removes; the order is upstream's.
+const REMOVED: [&str; 7] =
+    ["endpoint", "internal-ip", "key", "last-seen", "wireguard-ip", "discovered-endpoints", "granularity"];
+
+/// What of `wanted` differs from what is there, time included, and the event it is written for: `None` when
+/// only the time differs. `{}` and an empty text both say that there is nothing.
+pub(crate) fn patch(
+    have: &BTreeMap<String, String>,
+    wanted: &BTreeMap<String, String>,
+) -> (NodePatch, Option<ErrorEvent>) {
+    let none = |text: Option<&String>| text.is_none_or(|t| t.is_empty() || t == "{}");
+    let last_seen = format!("{PREFIX}last-seen");
+    let changed = |key: &String, value: &String| match have.get(key) {
+        Some(old) => old != value && !(none(Some(old)) && none(Some(value))),
+        None => true,
+    };
+    let patch: NodePatch = wanted
+        .iter()
+        .filter(|(key, value)| key.starts_with(PREFIX) && changed(key, value))
+        .map(|(key, value)| (key.clone(), Some(value.clone())))
+        .collect();
+    let event = patch.keys().any(|key| *key != last_seen).then_some(ErrorEvent::Local);
+    (patch, event)
+}
+
+/// The patch of a graceful stop: every annotation there that upstream removes.
+pub(crate) fn removal(have: &BTreeMap<String, String>) -> NodePatch {
+    let names = REMOVED.iter().map(|name| format!("{PREFIX}{name}"));
+    names.filter(|name| have.contains_key(name)).map(|name| (name, None)).collect()
+}
+
+/// The one write that may be under way. A hung API server holds back the next write, and nothing else.
+#[derive(Default)]
+pub(crate) struct Write {
+    running: Option<(JoinHandle<Result<(), BackendError>>, ErrorEvent)>,
+    last: Option<Instant>,
+    failed: bool,
+    /// Something was to be written while a write was under way.
+    held_back: bool,
+}
+
+impl Write {
+    /// Starts a write, or notes that one is due once the present one is done.
+    pub(crate) fn start(
+        &mut self,
+        event: ErrorEvent,
+        write: impl Future<Output = Result<(), BackendError>> + Send + 'static,
+    ) {
+        if self.running.is_some() {
+            self.held_back = true;
+            return;
+        }
+        self.held_back = false;
+        self.last = Some(Instant::now());
+        self.running = Some((tokio::spawn(write), event));
+    }
+
+    /// Waits for the write under way; for ever when there is none.
+    pub(crate) async fn finished(&mut self) -> (Result<(), BackendError>, ErrorEvent) {
+        let Some((task, event)) = &mut self.running else { return std::future::pending().await };
+        let event = *event;
+        let result = task.await.unwrap_or_else(|join| {
+            Err(BackendError::Failed { action: "writing our own node".into(), source: Box::new(join) })
+        });
+        self.running = None;
+        self.failed = result.is_err();
+        (result, event)
+    }
+
+    /// Whether the loop should look at once for what to write.
+    pub(crate) fn again(&mut self) -> bool {
+        std::mem::take(&mut self.held_back) && !self.failed
+    }
+
+    /// When `last-seen` is to be renewed; after a failed write in a tenth of the time.
+    pub(crate) fn next_check_in(&self) -> Instant {
+        let wait = if self.failed { CHECK_IN / 10 } else { CHECK_IN };
+        self.last.map_or_else(Instant::now, |last| last + wait)
+    }
+
+    /// Whether that time has come.
+    pub(crate) fn check_in_due(&self) -> bool {
+        self.running.is_none() && self.next_check_in() <= Instant::now()
+    }
+
+    /// Gives up the write under way.
+    pub(crate) fn cancel(&mut self) {
+        if let Some((task, _)) = self.running.take() {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Write {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Write").field("running", &self.running.is_some()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| (format!("{PREFIX}{k}"), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn time_alone_is_no_reason_to_write() {
+        let (patch, event) =
+            patch(&map(&[("key", "k"), ("last-seen", "1")]), &map(&[("key", "k"), ("last-seen", "2")]));
+        assert_eq!(patch.len(), 1);
+        assert_eq!(event, None);
+    }
+
+    #[test]
+    fn what_differs_is_written_with_the_time() {
+        let (patch, event) = patch(
+            &map(&[("wireguard-ip", ""), ("discovered-endpoints", ""), ("last-seen", "1")]),
+            &map(&[("wireguard-ip", "10.4.0.1/16"), ("discovered-endpoints", "{}"), ("last-seen", "2")]),
+        );
+        let keys: Vec<_> = patch.keys().map(|k| k.trim_start_matches(PREFIX)).collect();
+        assert_eq!(keys, ["last-seen", "wireguard-ip"]);
+        assert_eq!(event, Some(ErrorEvent::Local));
+    }
+
+    #[test]
+    fn an_absent_annotation_is_written_even_when_empty() {
+        assert_eq!(patch(&map(&[]), &map(&[("cni-compatibility-ip", "")])).0.len(), 1);
+    }
+
+    #[test]
+    fn a_stop_removes_what_upstream_removes_and_is_there() {
+        let have = map(&[
+            ("key", "k"),
+            ("force-endpoint", "x:1"),
+            ("cni-compatibility-ip", ""),
+            ("granularity", "full"),
+        ]);
+        let keys: Vec<_> = removal(&have).into_keys().collect();
+        assert_eq!(keys, ["kilo.squat.ai/granularity", "kilo.squat.ai/key"]);
+    }
+}

@@ -1,0 +1,48 @@
+//! Waiting longer each time that the same thing fails.
+
+use std::time::{Duration, Instant};
+
+const FIRST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// When to try again: after 250 ms, then twice as long each time, up to 30 s.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Backoff {
+    last: Option<Duration>,
+    retry_at: Option<Instant>,
+}
+
+impl Backoff {
+    /// It failed: how long to wait now.
+    pub(crate) fn step(&mut self) -> Duration {
+        let wait = self.last.map_or(FIRST, |last| (last * 2).min(LONGEST));
+        self.last = Some(wait);
+        self.retry_at = Some(Instant::now() + wait);
+        wait
+    }
+
+    /// It succeeded.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// When to try again, if it failed.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubles_up_to_half_a_minute_and_starts_over() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..9).map(|_| backoff.step().as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        backoff.reset();
+        assert!(backoff.retry_at().is_none());
+        assert_eq!(backoff.step(), FIRST);
+    }
+}

@@ -1,0 +1,142 @@
+//! What the agent tells about itself: the state of the moment, read by HTTP and metrics, and counters.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kilo_mesh::{Facts, Finding, NodeObject, PeerObject, Plan};
+use tokio::sync::oneshot;
+
+use crate::{WatchKind, WatchState};
+
+/// The state of the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Both kinds of object have been listed.
+    pub synced: bool,
+    /// How each watch is doing.
+    pub watches: BTreeMap<WatchKind, WatchState>,
+    /// The last plan.
+    pub plan: Option<Arc<Plan>>,
+    /// All findings: the plan's and those on single objects.
+    pub findings: Vec<Finding>,
+    /// Why the last apply did not succeed as a whole; `None` when it did.
+    pub apply_error: Option<String>,
+    /// When everything last was as planned, in seconds since 1970; `None` for never.
+    pub last_success: Option<u64>,
+    /// The WireGuard device is there.
+    pub device: bool,
+}
+
+/// A question that only the agent's loop can answer.
+#[derive(Debug)]
+pub enum Query {
+    /// Whether it goes round.
+    Alive(oneshot::Sender<()>),
+    /// What the next plan would be made from.
+    Input(oneshot::Sender<Input>),
+}
+
+/// What a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Nodes, by name.
+    pub nodes: Vec<NodeObject>,
+    /// Peers, by name.
+    pub peers: Vec<PeerObject>,
+    /// Time, names and the machine.
+    pub facts: Facts,
+}
+
+/// What failed: the `event` label of `kilo_errors_total`, with upstream's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ErrorEvent {
+    /// Making the host what the plan says.
+    Apply,
+    /// Writing our own Node's annotations because they changed.
+    Local,
+    /// Writing our own Node's annotations because it was time.
+    CheckIn,
+    /// Anything of the loop itself.
+    Run,
+    /// The graceful stop.
+    CleanUp,
+}
+
+impl ErrorEvent {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Apply => "apply",
+            Self::Local => "local",
+            Self::CheckIn => "checkin",
+            Self::Run => "run",
+            Self::CleanUp => "cleanUp",
+        }
+    }
+}
+
+/// Upper bounds of the histogram of reconcile durations, in seconds.
+pub const DURATION_BUCKETS: [f64; 12] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// Counters of the agent; they only grow.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Plans made and applied.
+    pub reconciles: AtomicU64,
+    /// Errors by event.
+    errors: Mutex<BTreeMap<ErrorEvent, u64>>,
+    /// Operations by kind and whether they succeeded.
+    ops: Mutex<BTreeMap<(&'static str, bool), u64>>,
+    durations: Mutex<Durations>,
+}
+
+/// A histogram: not cumulative, one count for each bucket and one for what is beyond.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Durations {
+    /// Counts by bucket of [`DURATION_BUCKETS`]; the last is for all that took longer.
+    pub counts: [u64; DURATION_BUCKETS.len() + 1],
+    /// Seconds in all.
+    pub sum: f64,
+}
+
+impl Stats {
+    pub(crate) fn error(&self, event: ErrorEvent) {
+        *lock(&self.errors).entry(event).or_default() += 1;
+    }
+
+    pub(crate) fn op(&self, kind: &'static str, ok: bool) {
+        *lock(&self.ops).entry((kind, ok)).or_default() += 1;
+    }
+
+    pub(crate) fn reconciled(&self, took: Duration) {
+        self.reconciles.fetch_add(1, Ordering::Relaxed);
+        let seconds = took.as_secs_f64();
+        let mut durations = lock(&self.durations);
+        let bucket = DURATION_BUCKETS.iter().position(|&b| seconds <= b).unwrap_or(DURATION_BUCKETS.len());
+        durations.counts[bucket] += 1;
+        durations.sum += seconds;
+    }
+
+    /// Errors by event.
+    pub fn errors(&self) -> BTreeMap<ErrorEvent, u64> {
+        lock(&self.errors).clone()
+    }
+
+    /// Operations by kind and whether they succeeded.
+    pub fn ops(&self) -> BTreeMap<(&'static str, bool), u64> {
+        lock(&self.ops).clone()
+    }
+
+    /// How long reconciles took.
+    pub fn durations(&self) -> Durations {
+        *lock(&self.durations)
+    }
+}
+
+/// A counter is right even if a thread died while it held the lock.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,269 @@
+//! The whole loop with two fakes: what is done to the machine and written to the cluster, and what is not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kilo_agent::{Agent, DiscoverConfig, Event, Handle, HostEvent, Settings, WatchKind, WatchState};
+use kilo_mesh::{Config, Encapsulate, HostFacts, Metadata, NodeObject, NodeSpec, PeerObject, PeerSpec};
+use kilo_state::Op;
+use kilo_testkit::{FakeBackend, FakeHost};
+use kilo_wireguard::{PrivateKey, PublicKey};
+use tokio::sync::oneshot;
+
+fn key(n: u8) -> PublicKey {
+    PrivateKey::from_random([n; 32]).public_key()
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// A node of its own location; `n` numbers its addresses.
+fn node(name: &str, n: u8, annotated: bool) -> NodeObject {
+    let mut annotations = BTreeMap::new();
+    if annotated {
+        for (k, v) in [
+            ("endpoint", format!("198.51.100.{n}:51820")),
+            ("internal-ip", format!("10.0.{n}.1/24")),
+            ("key", key(n).to_string()),
+            ("last-seen", now().to_string()),
+        ] {
+            annotations.insert(format!("kilo.squat.ai/{k}"), v);
+        }
+    }
+    annotations.insert("kilo.squat.ai/location".into(), format!("l{n}"));
+    NodeObject {
+        metadata: Metadata { name: name.into(), annotations, ..Metadata::default() },
+        spec: NodeSpec { pod_cidr: format!("10.2.{n}.0/24"), pod_cidrs: Vec::new() },
+    }
+}
+
+fn peer(name: &str, n: u8) -> PeerObject {
+    PeerObject {
+        metadata: Metadata { name: name.into(), ..Metadata::default() },
+        spec: PeerSpec {
+            allowed_ips: vec![format!("10.5.0.{n}/32")],
+            public_key: key(n).to_string(),
+            ..PeerSpec::default()
+        },
+    }
+}
+
+struct World {
+    backend: FakeBackend,
+    host: FakeHost,
+    handle: Handle,
+    stop: oneshot::Sender<()>,
+    running: tokio::task::JoinHandle<Result<(), kilo_agent::AgentError>>,
+}
+
+impl World {
+    /// Node `a` runs the agent; `b` is another location.
+    fn start(clean_up: bool) -> Self {
+        let backend = FakeBackend::default();
+        backend.apply_node(node("a", 1, false));
+        backend.apply_node(node("b", 2, true));
+        let host = FakeHost::new(HostFacts {
+            public_key: Some(key(1)),
+            internal_ip: "10.0.1.1/24".parse().ok(),
+            external_ip: "198.51.100.1/24".parse().ok(),
+            uplink_mtu: Some(1500),
+            ..HostFacts::default()
+        });
+        Self::run(backend, host, clean_up)
+    }
+
+    fn run(backend: FakeBackend, host: FakeHost, clean_up: bool) -> Self {
+        let settings = Settings {
+            config: Config { hostname: "a".into(), encapsulate: Encapsulate::Never, ..Config::default() },
+            discover: DiscoverConfig::default(),
+            resync: Duration::from_secs(30),
+            clean_up,
+            clean_up_interface: true,
+        };
+        let (agent, handle) = Agent::new(Arc::new(backend.clone()), host.clone(), settings);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(agent.run(async move { drop(stopped.await) }));
+        Self { backend, host, handle, stop, running }
+    }
+
+    /// Waits until this holds, for ten seconds.
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..1000 {
+            if holds(self) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within 10 s: {what}; status {:?}", *self.handle.status.borrow());
+    }
+
+    fn settled(&self) -> bool {
+        let status = self.handle.status.borrow();
+        let written = self.backend.node("a").is_some_and(|n| {
+            n.metadata.annotations.get("kilo.squat.ai/wireguard-ip").is_some_and(|ip| ip == "10.4.0.1/16")
+        });
+        status.last_success.is_some()
+            && status.device
+            && written
+            && self.host.machine().observed.routes.len() > 1
+    }
+
+    async fn end(self) -> FakeHost {
+        drop(self.stop);
+        self.running.await.expect("no panic").expect("a graceful end");
+        self.host
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_node_is_set_up_and_writes_itself() {
+    let world = World::start(false);
+    world.until("set up", World::settled).await;
+    let annotations = world.backend.node("a").expect("a").metadata.annotations;
+    let get = |k: &str| annotations.get(&format!("kilo.squat.ai/{k}")).cloned().unwrap_or_default();
+    assert_eq!(get("key"), key(1).to_string());
+    assert_eq!(get("endpoint"), "198.51.100.1:51820");
+    assert_eq!(get("internal-ip"), "10.0.1.1/24");
+    assert_eq!(get("granularity"), "location");
+    let machine = world.host.machine();
+    let routes: Vec<_> = machine.observed.routes.iter().map(|r| r.route.dst.to_string()).collect();
+    assert_eq!(routes, ["10.0.2.1/32", "10.2.2.0/24"]);
+    drop(machine);
+    assert!(world.end().await.machine().closed);
+}
+
+#[tokio::test]
+async fn one_peer_costs_its_own_operations_and_no_reading() {
+    let world = World::start(false);
+    world.until("set up", World::settled).await;
+    let before = world.host.machine().observations;
+    world.host.machine().ops.clear();
+    world.backend.apply_peer(peer("laptop", 9));
+    world
+        .until("peer there", |w| {
+            w.host.machine().observed.device.as_ref().is_some_and(|d| d.peers.len() == 2)
+        })
+        .await;
+    world.backend.delete_peer("laptop");
+    world
+        .until("peer gone", |w| w.host.machine().observed.device.as_ref().is_some_and(|d| d.peers.len() == 1))
+        .await;
+    let machine = world.host.machine();
+    assert_eq!(machine.observations, before);
+    let of = |kind: &str| machine.ops.iter().filter(|op| op.kind() == kind).count();
+    assert_eq!((of("peer"), of("route"), machine.ops.len()), (2, 2, 6), "{:?}", machine.ops);
+}
+
+#[tokio::test]
+async fn check_ins_of_others_and_equal_events_change_nothing() {
+    let world = World::start(false);
+    world.until("set up", World::settled).await;
+    world.host.machine().ops.clear();
+    let reconciles = || world.handle.stats.reconciles.load(std::sync::atomic::Ordering::Relaxed);
+    let before = reconciles();
+    for i in 0..20 {
+        let mut b = node("b", 2, true);
+        b.metadata.annotations.insert("kilo.squat.ai/last-seen".into(), (now() + i).to_string());
+        world.backend.apply_node(b);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(reconciles(), before);
+    assert!(world.host.machine().ops.is_empty());
+}
+
+#[tokio::test]
+async fn what_somebody_takes_away_comes_back() {
+    let world = World::start(false);
+    world.until("set up", World::settled).await;
+    world.host.machine().observed.routes.clear();
+    world.host.disturb(HostEvent::Routing);
+    world.until("routes back", |w| w.host.machine().observed.routes.len() == 2).await;
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_and_shown() {
+    let world = World::start(false);
+    world.host.machine().fail.insert("route", 3);
+    world.until("failure shown", |w| w.handle.status.borrow().apply_error.is_some()).await;
+    world.until("set up after all", World::settled).await;
+    world.until("failure gone", |w| w.handle.status.borrow().apply_error.is_none()).await;
+}
+
+#[tokio::test]
+async fn nothing_is_removed_before_both_lists_are_there() {
+    let first = World::start(false);
+    first.until("set up", World::settled).await;
+    let backend = FakeBackend::default();
+    let host = first.end().await;
+    host.machine().ops.clear();
+    // A backend that has listed Nodes but not yet Peers.
+    struct Slow(FakeBackend);
+    impl kilo_agent::Backend for Slow {
+        async fn run(
+            &self,
+            events: tokio::sync::mpsc::Sender<Event>,
+        ) -> Result<(), kilo_agent::BackendError> {
+            let _ = events.send(Event::Nodes(Vec::new(), Vec::new())).await;
+            let _ = events.send(Event::Watch(WatchKind::Peers, WatchState::Down("slow".into()))).await;
+            std::future::pending().await
+        }
+        async fn patch_node(
+            &self,
+            name: &str,
+            patch: &kilo_agent::NodePatch,
+        ) -> Result<(), kilo_agent::BackendError> {
+            self.0.patch_node(name, patch).await
+        }
+    }
+    let settings = Settings {
+        config: Config { hostname: "a".into(), encapsulate: Encapsulate::Never, ..Config::default() },
+        discover: DiscoverConfig::default(),
+        resync: Duration::from_secs(1),
+        clean_up: false,
+        clean_up_interface: false,
+    };
+    let (agent, _handle) = Agent::new(Arc::new(Slow(backend)), host.clone(), settings);
+    let running = tokio::spawn(agent.run(std::future::pending()));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    running.abort();
+    assert!(host.machine().ops.is_empty(), "{:?}", host.machine().ops);
+}
+
+#[tokio::test]
+async fn a_restart_finds_everything_right_and_touches_nothing() {
+    let first = World::start(false);
+    first.until("set up", World::settled).await;
+    let backend = first.backend.clone();
+    let host = first.end().await;
+    host.machine().ops.clear();
+    let second = World::run(backend, host, false);
+    second.until("set up again", World::settled).await;
+    assert!(second.host.machine().ops.is_empty(), "{:?}", second.host.machine().ops);
+}
+
+#[tokio::test]
+async fn a_graceful_stop_leaves_nothing_and_withdraws_the_node() {
+    let world = World::start(true);
+    world.until("set up", World::settled).await;
+    let backend = world.backend.clone();
+    let host = world.end().await;
+    let machine = host.machine();
+    assert!(machine.observed.routes.is_empty() && machine.observed.table.is_none(), "{:?}", machine.observed);
+    assert!(machine.ops.iter().any(|op| matches!(op, Op::DeleteLink { .. })), "{:?}", machine.ops.last());
+    let left = backend.node("a").expect("a").metadata.annotations;
+    assert!(
+        !left.contains_key("kilo.squat.ai/key") && left.contains_key("kilo.squat.ai/location"),
+        "{left:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_write_is_counted_and_stops_nothing() {
+    let world = World::start(false);
+    world.backend.cluster().refuse_patches = true;
+    world.until("error counted", |w| !w.handle.stats.errors().is_empty()).await;
+    world.backend.cluster().refuse_patches = false;
+    world.until("set up", World::settled).await;
+}

@@ -1,0 +1,113 @@
+//! A cluster in memory: objects go in, events come out, and our own Node can be written.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kilo_agent::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
+use kilo_mesh::{NodeObject, PeerObject};
+use tokio::sync::{broadcast, mpsc};
+
+/// The objects of a fake cluster and what was written to it.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    nodes: BTreeMap<String, NodeObject>,
+    peers: BTreeMap<String, PeerObject>,
+    /// Every patch, with the name of its Node.
+    pub patches: Vec<(String, NodePatch)>,
+    /// Patches fail while this is set.
+    pub refuse_patches: bool,
+}
+
+/// A handle on a fake cluster; its clones are the same cluster.
+#[derive(Clone, Debug)]
+pub struct FakeBackend {
+    cluster: Arc<Mutex<Cluster>>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Default for FakeBackend {
+    fn default() -> Self {
+        Self { cluster: Arc::default(), events: broadcast::channel(4096).0 }
+    }
+}
+
+impl FakeBackend {
+    /// The cluster, to look at. Held only between two awaits.
+    pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The Node of this name.
+    pub fn node(&self, name: &str) -> Option<NodeObject> {
+        self.cluster().nodes.get(name).cloned()
+    }
+
+    /// Creates or changes a Node.
+    pub fn apply_node(&self, node: NodeObject) {
+        self.cluster().nodes.insert(node.metadata.name.clone(), node.clone());
+        self.tell(Event::NodeApplied(Box::new(node)));
+    }
+
+    /// Creates or changes a Peer.
+    pub fn apply_peer(&self, peer: PeerObject) {
+        self.cluster().peers.insert(peer.metadata.name.clone(), peer.clone());
+        self.tell(Event::PeerApplied(Box::new(peer)));
+    }
+
+    /// Deletes a Peer.
+    pub fn delete_peer(&self, name: &str) {
+        self.cluster().peers.remove(name);
+        self.tell(Event::PeerDeleted(name.to_owned()));
+    }
+
+    /// Tells any event.
+    pub fn tell(&self, event: Event) {
+        // Without a listener there is nobody to tell.
+        let _ = self.events.send(event);
+    }
+}
+
+impl Backend for FakeBackend {
+    async fn run(&self, events: mpsc::Sender<Event>) -> Result<(), BackendError> {
+        let (mut heard, first) = {
+            let cluster = self.cluster();
+            let nodes = Event::Nodes(cluster.nodes.values().cloned().collect(), Vec::new());
+            let peers = Event::Peers(cluster.peers.values().cloned().collect(), Vec::new());
+            let up = [WatchKind::Nodes, WatchKind::Peers].map(|kind| Event::Watch(kind, WatchState::Up));
+            (self.events.subscribe(), [nodes, peers].into_iter().chain(up))
+        };
+        for event in first {
+            if events.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
+        while let Ok(event) = heard.recv().await {
+            if events.send(event).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn patch_node(&self, name: &str, patch: &NodePatch) -> Result<(), BackendError> {
+        let changed = {
+            let mut cluster = self.cluster();
+            if cluster.refuse_patches {
+                let action = format!("patching node {name}");
+                return Err(BackendError::Failed { action, source: "told to refuse".into() });
+            }
+            cluster.patches.push((name.to_owned(), patch.clone()));
+            let node =
+                cluster.nodes.get_mut(name).ok_or_else(|| BackendError::NoSuchNode(name.to_owned()))?;
+            for (key, value) in patch {
+                match value {
+                    Some(value) => drop(node.metadata.annotations.insert(key.clone(), value.clone())),
+                    None => drop(node.metadata.annotations.remove(key)),
+                }
+            }
+            node.clone()
+        };
+        self.tell(Event::NodeApplied(Box::new(changed)));
+        Ok(())
+    }
+}
