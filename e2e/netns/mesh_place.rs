@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kilo_e2e::mesh::{Host, Place, Reach};
-use kilo_e2e::{World, tests};
+use kilo_e2e::mesh::{Host, Place, Reach, Traveller};
+use kilo_e2e::{World, eventually, tests};
 
-tests![ground_is_laid, static_routes_fill_the_table];
+tests![ground_is_laid, static_routes_fill_the_table, travellers_have_wireguard];
 
 fn ground_is_laid(world: &World) -> Result<()> {
     world.need("nft")?;
@@ -51,5 +52,25 @@ fn static_routes_fill_the_table(world: &World) -> Result<()> {
     let reach = Reach::of(&pods[..2], &[], &BTreeSet::new());
     let failures = reach.failures();
     ensure!(failures.len() == 1 && failures[0].contains("saw the source 10.1.0.11"), "{failures:?}");
+    Ok(())
+}
+
+/// The device that travellers use takes what `wg(8)` tells it and carries packets.
+fn travellers_have_wireguard(world: &World) -> Result<()> {
+    for program in ["nft", "wg"] {
+        world.need(program)?;
+    }
+    let place = Place::lay_out(world)?;
+    let laptop = Traveller::arrive(world, &place, "laptop", 77)?;
+    let phone = Traveller::arrive(world, &place, "phone", 78)?;
+    for (one, other) in [(&laptop, &phone), (&phone, &laptop)] {
+        let (ip, port) = other.endpoint;
+        let (key, address) = (&other.public_key, other.host.address);
+        one.host.ns.run(&format!("wg set wg0 peer {key} allowed-ips {address}/32 endpoint {ip}:{port}"))?;
+        one.host.ns.run(&format!("ip route add {address}/32 dev wg0"))?;
+    }
+    eventually(Duration::from_secs(10), "the tunnel carries packets", || laptop.host.reaches(&phone.host))?;
+    let dump = phone.host.ns.run("wg show wg0 latest-handshakes")?;
+    ensure!(dump.contains(&laptop.public_key) && !dump.trim().ends_with("\t0"), "{dump}");
     Ok(())
 }

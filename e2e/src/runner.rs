@@ -21,7 +21,7 @@ const REASON: &str = "skipped: ";
 
 /// The `main` of the test program.
 pub fn main(tests: &[Test]) -> ExitCode {
-    if let Some(code) = netns::helper::main() {
+    if let Some(code) = netns::helper::main(crate::mesh::helper) {
         return code;
     }
     let outcome = Options::parse(std::env::args().skip(1)).and_then(|options| match &options.inside {

@@ -8,8 +8,18 @@
 //!  a2 ─┴─ 203.0.113.12 ──────┘      └── laptop, phone     └─ b2
 //! ```
 
+mod agent;
+mod kernel;
 mod place;
 mod reach;
+mod state_dir;
+mod traveller;
+mod whole;
 
+pub use agent::Agent;
+pub use kernel::differences;
 pub use place::{Node, Place};
 pub use reach::{Cell, Host, Reach};
+pub use state_dir::StateDir;
+pub use traveller::{Traveller, helper};
+pub use whole::Mesh;

@@ -19,8 +19,8 @@ pub fn program() -> Result<PathBuf> {
 }
 
 /// Does what `--helper …` asks for; `None` when the first argument is something else. Every `main` that makes
-/// a world calls this first.
-pub fn main() -> Option<ExitCode> {
+/// a world calls this first. `more` knows helpers of the program's own.
+pub fn main(more: impl FnOnce(&[&str]) -> Option<Result<()>>) -> Option<ExitCode> {
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() != Some("--helper") {
         return None;
@@ -31,7 +31,7 @@ pub fn main() -> Option<ExitCode> {
         ["tcp-serve", port] => tcp_serve(port),
         ["tcp-ask", to] => tcp_ask(to),
         ["http-get", to, path] => http_get(to, path),
-        _ => Err(anyhow::anyhow!("unknown helper {words:?}")),
+        other => more(other).unwrap_or_else(|| Err(anyhow::anyhow!("unknown helper {other:?}"))),
     };
     Some(match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,6 +23,11 @@ impl Ns {
         Ok(Self { name: name.to_owned(), dir })
     }
 
+    /// One that the world has already.
+    pub fn existing(name: &str) -> Result<Self> {
+        Self::new(name, Path::new(super::world::DIR))
+    }
+
     /// Its name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{Ns, Skip};
 
 /// Where files of the one world of a process are: on the `/run` that [`enter`](super::enter) has made.
-const DIR: &str = "/run/world";
+pub(super) const DIR: &str = "/run/world";
 
 /// Everything here vanishes with the process.
 #[derive(Debug)]

@@ -1,0 +1,104 @@
+//! One `kg` process and its HTTP server.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kilo_testkit::netns::{Ns, Process};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::Node;
+use crate::program;
+
+/// Every agent is alone in its namespace, so all listen on the same port.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1107);
+/// The CNI file as Kilo's manifests install it; the agent writes the pod range into it.
+const CNI_FILE: &str = "10-kilo.conflist";
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    ns: Ns,
+    process: Process,
+}
+
+impl Agent {
+    /// Starts the agent of a node on a state directory, with `more` flags at the end.
+    pub fn start(node: &Node, state_dir: &Path, more: &[&str]) -> Result<Self> {
+        let dir = node.ns.dir();
+        let cni = dir.join(CNI_FILE);
+        if !cni.exists() {
+            let conf = serde_json::json!({
+                "cniVersion": "0.4.0", "name": "kilo",
+                "plugins": [{"type": "bridge", "bridge": "kube-bridge", "ipam": {"type": "host-local"}}],
+            });
+            std::fs::write(&cni, conf.to_string()).context("writing the CNI file")?;
+        }
+        let mut argv = vec![
+            program("kg")?.into_os_string().into_string().ok().context("the path of kg is no UTF-8")?,
+            format!("--hostname={}", node.name),
+            "--backend=file".into(),
+            format!("--state-dir={}", state_dir.display()),
+            format!("--data-dir={}", dir.join("lib").display()),
+            format!("--cni-path={}", cni.display()),
+            format!("--listen={LISTEN}"),
+            "--wireguard=userspace".into(),
+            "--encapsulate=never".into(),
+            "--log-format=text".into(),
+        ];
+        argv.extend(more.iter().map(|&flag| flag.to_owned()));
+        let process = node.ns.spawn("kg", &argv)?;
+        Ok(Self { ns: node.ns.clone(), process })
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What a page answers with status 200.
+    pub fn get(&self, path: &str) -> Result<String> {
+        self.ns.http_get(LISTEN, path)
+    }
+
+    /// The plan as the agent tells it.
+    pub fn plan(&self) -> Result<Value> {
+        serde_json::from_str(&self.get("/plan")?).context("reading the JSON of /plan")
+    }
+
+    /// The value of a metric, the sum of all its series.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.get("/metrics")?;
+        let series = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+        });
+        series
+            .map(|line| {
+                let value = line.rsplit(' ').next().unwrap_or_default();
+                value.parse::<f64>().with_context(|| format!("the metric {line:?}"))
+            })
+            .sum()
+    }
+
+    /// Stops it gracefully and waits for its clean-up.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.stop(Duration::from_secs(10)).map(drop)
+    }
+
+    /// Kills it with SIGKILL: no clean-up.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Stops it where it is, so that it repairs nothing.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
+    }
+}

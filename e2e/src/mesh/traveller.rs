@@ -1,0 +1,125 @@
+//! Somebody on the road: a machine with plain WireGuard and what `kgctl showconf peer` prints, no agent.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kilo_host::wireguard::{Mode, SOCKET_DIR, WireGuard, WireGuardConfig};
+use kilo_testkit::netns::{Process, World, eventually};
+
+use super::{Host, Place, StateDir};
+use crate::program;
+
+/// The link of its WireGuard device.
+const LINK: &str = "wg0";
+const PORT: u16 = 51_820;
+
+/// A machine with a VPN.
+#[derive(Debug)]
+pub struct Traveller {
+    /// Its end of connections; the address is that in the mesh.
+    pub host: Host,
+    /// The key of its Peer.
+    pub public_key: String,
+    /// Where others find it.
+    pub endpoint: (IpAddr, u16),
+    _device: Process,
+}
+
+impl Traveller {
+    /// Sets up a machine with the address `198.51.100.NUMBER` outside and `10.100.0.NUMBER` in the mesh.
+    /// Nobody knows it yet.
+    pub fn arrive(world: &World, place: &Place, name: &str, number: u8) -> Result<Self> {
+        let ns = place.traveller(world, name, number)?;
+        let exe = kilo_testkit::netns::helper::program()?;
+        let device = ns.spawn(
+            "wireguard",
+            &[
+                exe.as_os_str(),
+                "--helper".as_ref(),
+                "wg-device".as_ref(),
+                LINK.as_ref(),
+                ns.dir().as_os_str(),
+            ],
+        )?;
+        eventually(Duration::from_secs(5), &format!("{name} has a WireGuard device"), || {
+            ns.run(&format!("wg show {LINK}")).context(device.log())
+        })?;
+        let address = IpAddr::from([10, 100, 0, number]);
+        world.address(&ns, LINK, address.into())?;
+        ns.run(&format!("ip link set {LINK} up"))?;
+        let key = ns.dir().join("key");
+        let public_key = ns.sh(&format!(
+            "umask 077; wg genkey > {key}; wg pubkey < {key}; wg set {LINK} listen-port {PORT} private-key {key}",
+            key = key.display()
+        ))?;
+        Ok(Self {
+            host: Host::listen(ns, address)?,
+            public_key: public_key.trim().to_owned(),
+            endpoint: (IpAddr::from([198, 51, 100, number]), PORT),
+            _device: device,
+        })
+    }
+
+    /// What `kgctl showconf peer` prints for it.
+    pub fn showconf(&self, state: &StateDir) -> Result<String> {
+        let mut command = Command::new(program("kgctl")?);
+        command.args(["showconf", "peer", self.host.name()]);
+        for file in state.files()? {
+            command.arg("-f").arg(file);
+        }
+        let output = command.output().context("starting kgctl")?;
+        if !output.status.success() {
+            bail!("kgctl showconf peer: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Gives the device what `kgctl showconf peer` prints, as `wg-quick` would: its own section, the peers, and
+    /// a route for each range.
+    pub fn configure(&self, state: &StateDir) -> Result<()> {
+        let conf = self.showconf(state)?;
+        let ns = &self.host.ns;
+        let key = std::fs::read_to_string(ns.dir().join("key")).context("reading the traveller's key")?;
+        let text = format!("[Interface]\nListenPort = {PORT}\nPrivateKey = {}\n\n{conf}", key.trim());
+        let path = ns.dir().join("wg0.conf");
+        std::fs::write(&path, text).context("writing the traveller's configuration")?;
+        ns.run(&format!("wg syncconf {LINK} {}", path.display()))?;
+        let ranges: Vec<&str> = conf
+            .lines()
+            .filter_map(|line| line.strip_prefix("AllowedIPs = "))
+            .flat_map(|ranges| ranges.split(", "))
+            .collect();
+        ensure!(!ranges.is_empty(), "kgctl shows no ranges:\n{conf}");
+        for range in ranges {
+            ns.run(&format!("ip route replace {range} dev {LINK}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// `--helper wg-device LINK DIR`: offers a WireGuard device to `wg(8)` until it is killed, where the kernel has
+/// none. It is the device that is built into `kg`.
+pub fn helper(words: &[&str]) -> Option<Result<()>> {
+    match words {
+        ["wg-device", link, dir] => Some(wg_device(link, Path::new(dir))),
+        _ => None,
+    }
+}
+
+fn wg_device(link: &str, dir: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let mut device = WireGuard::open(WireGuardConfig {
+            mode: Mode::Userspace,
+            interface: link.to_owned(),
+            data_dir: dir.to_owned(),
+            create: true,
+            socket_dir: SOCKET_DIR.into(),
+        })?;
+        device.create(link, None).await?;
+        std::future::pending().await
+    })
+}
