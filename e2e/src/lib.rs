@@ -8,5 +8,5 @@ mod test;
 
 pub use kilo_testkit::netns::{self, Ns, PingReport, Pinger, Process, Skip, World, eventually};
 pub use programs::program;
-pub use runner::main;
+pub use runner::{figure, main};
 pub use test::{Place, Test};

@@ -18,6 +18,7 @@ use crate::test::{Place, Test};
 /// The exit status of a test that cannot run.
 const SKIPPED: u8 = 77;
 const REASON: &str = "skipped: ";
+const FIGURE: &str = "figure: ";
 
 /// The `main` of the test program.
 pub fn main(tests: &[Test]) -> ExitCode {
@@ -79,7 +80,8 @@ impl Options {
 }
 
 enum Outcome {
-    Passed,
+    /// With what the test has found out, if that is worth telling.
+    Passed(Vec<String>),
     Failed { why: String, output: String },
     Skipped(String),
 }
@@ -140,7 +142,9 @@ fn one(test: &Test, sandbox: &Result<Sandbox, String>) -> Outcome {
         let output = read(&mut file)?;
         Ok(match status {
             None => Outcome::Failed { why: format!("not done after {} s", test.limit), output },
-            Some(0) => Outcome::Passed,
+            Some(0) => Outcome::Passed(
+                output.lines().filter_map(|line| line.strip_prefix(FIGURE)).map(str::to_owned).collect(),
+            ),
             Some(code) if code == i32::from(SKIPPED) => {
                 let reason = output.lines().rev().find_map(|line| line.strip_prefix(REASON));
                 Outcome::Skipped(reason.unwrap_or("no reason given").to_owned())
@@ -204,10 +208,18 @@ fn inside(tests: &[Test], name: &str) -> Result<ExitCode> {
     }
 }
 
+/// Tells a figure that a test has measured; the runner shows it when the test passes.
+pub fn figure(text: &str) {
+    say(&format!("{FIGURE}{text}"));
+}
+
 fn tell(test: &Test, outcome: &Outcome, seconds: f64) {
     let name = test.short_name();
     match outcome {
-        Outcome::Passed => say(&format!("{name} ... ok ({seconds:.1} s)")),
+        Outcome::Passed(figures) => {
+            let figures: String = figures.iter().map(|figure| format!("\n    {figure}")).collect();
+            say(&format!("{name} ... ok ({seconds:.1} s){figures}"));
+        }
         Outcome::Skipped(reason) => say(&format!("{name} ... {REASON}{reason}")),
         Outcome::Failed { why, output } => {
             let mut text = format!("{name} ... FAILED ({seconds:.1} s): {why}");
@@ -226,7 +238,7 @@ fn finish(results: &[(&Test, Outcome, f64)]) -> Result<ExitCode> {
     let mut rows = Vec::new();
     for (test, outcome, seconds) in results {
         let (count, word, reason) = match outcome {
-            Outcome::Passed => (&mut passed, "passed", None),
+            Outcome::Passed(_) => (&mut passed, "passed", None),
             Outcome::Failed { why, .. } => (&mut failed, "failed", Some(why)),
             Outcome::Skipped(reason) => (&mut skipped, "skipped", Some(reason)),
         };

@@ -9,6 +9,7 @@
 //! ```
 
 mod agent;
+mod device;
 mod kernel;
 mod place;
 mod reach;
@@ -17,9 +18,10 @@ mod traveller;
 mod whole;
 
 pub use agent::Agent;
+pub use device::{Crowd, helper, stranger};
 pub use kernel::differences;
 pub use place::{Node, Place};
 pub use reach::{Cell, Host, Reach};
 pub use state_dir::StateDir;
-pub use traveller::{Traveller, helper};
+pub use traveller::Traveller;
 pub use whole::Mesh;

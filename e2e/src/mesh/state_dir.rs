@@ -80,6 +80,11 @@ impl StateDir {
         Ok(files)
     }
 
+    /// Writes any objects into one file.
+    pub fn put(&self, file: &str, text: &str) -> Result<()> {
+        self.write(file, text)
+    }
+
     /// Editors write beside and rename; so do we.
     fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.0.join(name);

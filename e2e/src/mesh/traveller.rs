@@ -1,12 +1,10 @@
 //! Somebody on the road: a machine with plain WireGuard and what `kgctl showconf peer` prints, no agent.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kilo_host::wireguard::{Mode, SOCKET_DIR, WireGuard, WireGuardConfig};
 use kilo_testkit::netns::{Process, World, eventually};
 
 use super::{Host, Place, StateDir};
@@ -98,28 +96,4 @@ impl Traveller {
         }
         Ok(())
     }
-}
-
-/// `--helper wg-device LINK DIR`: offers a WireGuard device to `wg(8)` until it is killed, where the kernel has
-/// none. It is the device that is built into `kg`.
-pub fn helper(words: &[&str]) -> Option<Result<()>> {
-    match words {
-        ["wg-device", link, dir] => Some(wg_device(link, Path::new(dir))),
-        _ => None,
-    }
-}
-
-fn wg_device(link: &str, dir: &Path) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(async {
-        let mut device = WireGuard::open(WireGuardConfig {
-            mode: Mode::Userspace,
-            interface: link.to_owned(),
-            data_dir: dir.to_owned(),
-            create: true,
-            socket_dir: SOCKET_DIR.into(),
-        })?;
-        device.create(link, None).await?;
-        std::future::pending().await
-    })
 }

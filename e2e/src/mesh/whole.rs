@@ -27,21 +27,46 @@ pub struct Mesh<'w> {
 }
 
 impl<'w> Mesh<'w> {
-    /// Lays out the ground and starts all agents. The mesh is not waited for.
+    /// Lays out the ground and starts an agent on every node. The mesh is not waited for.
     pub fn start(world: &'w World, flags: &[&str]) -> Result<Self> {
+        Self::start_on(world, &["a1", "a2", "b1", "b2"], flags)
+    }
+
+    /// Lays out the ground and starts agents on some nodes only; the others have no Node object either.
+    pub fn start_on(world: &'w World, names: &[&str], flags: &[&str]) -> Result<Self> {
         for program in ["ip", "nft", "wg", "ping"] {
             world.need(program)?;
         }
         let place = Place::lay_out(world)?;
         let state = StateDir::new(world.dir().join("state"))?;
         let mut agents = BTreeMap::new();
+        let mut stopped = BTreeSet::new();
         for node in &place.nodes {
-            state.add_node(node)?;
+            if names.contains(&node.name.as_str()) {
+                state.add_node(node)?;
+            } else {
+                stopped.insert(node.pod.name().to_owned());
+            }
         }
-        for node in &place.nodes {
+        for name in names {
+            let node = place.node(name)?;
             agents.insert(node.name.clone(), Agent::start(node, state.path(), flags)?);
         }
-        Ok(Self { world, place, state, agents, travellers: Vec::new(), stopped: BTreeSet::new() })
+        Ok(Self { world, place, state, agents, travellers: Vec::new(), stopped })
+    }
+
+    /// Starts the agent of a node again.
+    pub fn restart(&mut self, name: &str, flags: &[&str]) -> Result<()> {
+        let node = self.place.node(name)?;
+        self.stopped.remove(node.pod.name());
+        self.agents.insert(name.to_owned(), Agent::start(node, self.state.path(), flags)?);
+        Ok(())
+    }
+
+    /// The traveller of this name.
+    pub fn traveller(&self, name: &str) -> Result<&Traveller> {
+        let found = self.travellers.iter().find(|traveller| traveller.host.name() == name);
+        found.with_context(|| format!("there is no traveller {name}"))
     }
 
     /// The agent of a node.
