@@ -82,7 +82,10 @@ impl Options {
 enum Outcome {
     /// With what the test has found out, if that is worth telling.
     Passed(Vec<String>),
-    Failed { why: String, output: String },
+    Failed {
+        why: String,
+        output: String,
+    },
     Skipped(String),
 }
 
