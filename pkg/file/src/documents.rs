@@ -130,6 +130,8 @@ fn read_yaml(origin: &str, line: usize, text: &str) -> Result<Option<Value>, Fin
     let options = serde_saphyr::options! {
         // Texts hold preshared keys: no message may quote them.
         with_snippet: false,
+        // As YAML 1.2 has it: `no` is a location, and `y` a name.
+        strict_booleans: true,
         budget: budget(),
     };
     match serde_saphyr::from_str_with_options::<Value>(text, options) {

@@ -124,7 +124,7 @@ fn yes_and_numbers_are_told_apart_from_text() {
             "apiVersion: v1\nkind: Node\nmetadata: {{name: a, annotations: {{kilo.squat.ai/location: {value}}}}}\n"
         )
     };
-    for text in ["\"25\"", "'yes'", "eu-west", "10.0.0.1/24", "1.2.3"] {
+    for text in ["\"25\"", "'yes'", "no", "y", "off", "eu-west", "10.0.0.1/24", "1.2.3"] {
         assert!(objects(&node(text)).findings.is_empty(), "{text}");
     }
     for other in ["25", "true", "1.5"] {
