@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use kilo_state::{CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, Route};
+use kilo_state::{CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, Route, Rule};
 
 use crate::device::{device, one_for_each_range};
 use crate::topology::Topology;
 use crate::{
-    Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Routing, mtu, table,
+    Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Routing, mtu, parse,
+    table,
 };
 
 /// What a plan has found out before the host's part is drawn up.
@@ -24,15 +25,22 @@ pub(crate) struct Input<'a> {
     pub(crate) twice: bool,
 }
 
-/// The host's part, and the routes that no host can have: two of one destination, or over what is not there.
+/// The host's part, and the routes and rules that no host can have: two of one destination, or over what is not there.
 pub(crate) fn desired(
     input: &Input<'_>,
     routing: Routing,
     findings: &mut Vec<Finding>,
-) -> (Desired, Vec<Route>) {
+) -> (Desired, Routing) {
     let Input { config, facts, topology, .. } = *input;
     let ipv6 = facts.host.ipv6 != Some(false);
     let (routes, left_out) = possible(input, routing.routes, findings);
+    // The kernel refuses a rule of two families.
+    let possible_rule = |r: &Rule| {
+        r.src.is_none_or(|src| parse::same_family(src.addr(), r.dst.addr()))
+            && (ipv6 || r.dst.addr().is_ipv4())
+    };
+    let (rules, rules_left_out) = routing.rules.into_iter().partition(possible_rule);
+    let left_out = Routing { routes: left_out, rules: rules_left_out };
     let mut device = device(topology, facts, findings);
     if input.twice || topology.segments.iter().any(|s| !s.allowed_location_ips.is_empty()) {
         one_for_each_range(&mut device, topology);
@@ -44,7 +52,7 @@ pub(crate) fn desired(
         links: links(input),
         remove_links: Vec::new(),
         device: Some(device),
-        rules: routing.rules.into_iter().filter(|r| ipv6 || r.dst.addr().is_ipv4()).collect(),
+        rules,
         table: Some(table::table(input.firewall)),
         forward: input.firewall.forward.accept.iter().map(|&net| ForwardAccept(net)).collect(),
         sysctls: sysctls(input, &routes),

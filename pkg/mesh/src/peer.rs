@@ -1,11 +1,12 @@
 //! A Peer, translated: what its spec means and whether it may be used.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use kilo_wireguard::{Endpoint, Host, PresharedKey, PublicKey, is_dns_name};
 
-use crate::{Finding, PeerObject, PeerSpec, parse};
+use crate::{Finding, PeerEndpoint, PeerObject, PeerSpec, parse};
 
 /// A Peer as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Peer {
     pub preshared_key: Option<PresharedKey>,
     /// Where it is reached.
     pub endpoint: Option<Endpoint>,
+    /// The endpoint of an invalid Peer whose port does not exist, as upstream shows it.
+    pub odd_endpoint: Option<Box<str>>,
     /// Seconds, 0 for none.
     pub persistent_keepalive: u16,
     /// Ranges behind it, host bits kept.
@@ -56,8 +59,7 @@ impl Checker<'_> {
         nets.into()
     }
 
-    fn endpoint(&mut self, spec: &PeerSpec) -> Option<Endpoint> {
-        let endpoint = spec.endpoint.as_ref()?;
+    fn endpoint(&mut self, endpoint: &PeerEndpoint) -> (Option<Endpoint>, Option<Box<str>>) {
         let (dns, ip) = (endpoint.dns_or_ip.dns.as_str(), endpoint.dns_or_ip.ip.as_str());
         if dns.is_empty() && ip.is_empty() {
             self.invalid("spec.endpoint.dnsOrIP", "", "there is neither a name nor an address");
@@ -68,19 +70,24 @@ impl Checker<'_> {
         if !ip.is_empty() && parse::ip(ip).is_none() {
             self.invalid("spec.endpoint.dnsOrIP.ip", ip, "not an address");
         }
-        let port = u16::try_from(endpoint.port).ok().filter(|&p| p != 0);
-        if port.is_none() {
-            let value = endpoint.port.to_string();
-            self.invalid("spec.endpoint.port", &value, "not a port from 1 to 65535");
-        }
-        let host = if dns.is_empty() {
-            Host::Ip(parse::ip(ip)?)
-        } else {
-            // A name wins over an address, as in upstream; one that is an address needs no resolving.
-            parse::ip(dns)
-                .map_or_else(|| is_dns_name(dns).then(|| Host::Dns(dns.into())), |ip| Some(Host::Ip(ip)))?
+        // A name wins over an address, as in upstream; one that is an address needs no resolving.
+        let host = match (dns, parse::ip(if dns.is_empty() { ip } else { dns })) {
+            (_, Some(ip)) => Some(Host::Ip(ip)),
+            (dns, None) => is_dns_name(dns).then(|| Host::Dns(dns.into())),
         };
-        Some(Endpoint { host, port: port? })
+        match u16::try_from(endpoint.port) {
+            Ok(port) if port != 0 => (host.map(|host| Endpoint { host, port }), None),
+            Ok(_) | Err(_) => {
+                let value = endpoint.port.to_string();
+                self.invalid("spec.endpoint.port", &value, "not a port from 1 to 65535");
+                let odd = host.filter(|_| endpoint.port > 0).map(|host| match host {
+                    Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{value}"),
+                    Host::Ip(IpAddr::V4(ip)) => format!("{ip}:{value}"),
+                    Host::Dns(name) => format!("{name}:{value}"),
+                });
+                (None, odd.map(Into::into))
+            }
+        }
     }
 
     fn keepalive(&mut self, spec: &PeerSpec) -> u16 {
@@ -126,13 +133,16 @@ impl Peer {
     /// wrong counts as absent. All of it is reported.
     pub fn from_object(object: &PeerObject) -> (Self, Vec<Finding>) {
         let mut c = Checker { name: &object.metadata.name, findings: Vec::new(), valid: true };
+        let (endpoint, odd_endpoint) =
+            object.spec.endpoint.as_ref().map_or((None, None), |endpoint| c.endpoint(endpoint));
         let mut peer = Self {
             name: object.metadata.name.as_str().into(),
             created: object.metadata.creation_timestamp.as_deref().map(Into::into),
             valid: true,
             public_key: c.public_key(&object.spec),
             preshared_key: c.preshared_key(&object.spec),
-            endpoint: c.endpoint(&object.spec),
+            endpoint,
+            odd_endpoint,
             persistent_keepalive: c.keepalive(&object.spec),
             allowed_ips: c.allowed_ips(&object.spec),
         };
@@ -141,6 +151,12 @@ impl Peer {
             c.report("spec.allowedIPs", "", "empty; the peer takes no part");
         }
         (peer, c.findings)
+    }
+
+    /// The endpoint's text, also of one that cannot be used.
+    pub fn endpoint_text(&self) -> Option<String> {
+        let endpoint = self.endpoint.as_ref().map(ToString::to_string);
+        endpoint.or_else(|| self.odd_endpoint.as_deref().map(str::to_owned))
     }
 
     /// Whether the Peer takes part: it is valid, has a key and at least one range.

@@ -14,7 +14,7 @@ use crate::endpoint::Known;
 use crate::topology::{Topology, TopologyError};
 use crate::{
     Compatibility, Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Node,
-    Peer, annotations, desired, firewall, mtu, parse,
+    Peer, Routing, annotations, desired, firewall, mtu, parse,
 };
 
 /// What became of a plan.
@@ -81,23 +81,26 @@ pub struct Mesh {
     pub mtu: MtuDecision,
     /// What the host's network should be.
     pub desired: Desired,
-    /// Routes that follow from the mesh but cannot be: of two to one destination the lesser, and those over
-    /// links that the machine does not have.
-    pub left_out: Vec<Route>,
+    /// Routes and rules that follow from the mesh but cannot be: of two routes to one destination the lesser,
+    /// those over links that the machine does not have, rules of two families.
+    pub left_out: Routing,
 }
 
 impl Mesh {
     /// All routes that follow from the mesh, those left out included, sorted.
     pub fn routes(&self) -> Vec<Route> {
         let mut routes = self.desired.routes.clone();
-        routes.extend_from_slice(&self.left_out);
+        routes.extend_from_slice(&self.left_out.routes);
         routes.sort_unstable();
         routes
     }
 
-    /// The rules, sorted.
-    pub fn rules(&self) -> &[Rule] {
-        &self.desired.rules
+    /// All rules that follow from the mesh, those left out included, sorted.
+    pub fn rules(&self) -> Vec<Rule> {
+        let mut rules = self.desired.rules.clone();
+        rules.extend_from_slice(&self.left_out.rules);
+        rules.sort_unstable();
+        rules
     }
 }
 

@@ -145,11 +145,13 @@ impl Builder<'_> {
         });
     }
 
-    /// Packets of our own pods look a private address up in Kilo's own table.
+    /// Packets of our own pods look a private address up in Kilo's own table. Upstream names only the first
+    /// pod range, of whatever family; there is no need to add more that no packet can match.
     fn rules_from_pods(&mut self, dst: IpAddr) {
-        let sources = self.topology.local().subnets().filter(|net| parse::same_family(net.addr(), dst));
+        let local = self.topology.local();
+        let further = local.further_subnets.iter().filter(|net| parse::same_family(net.addr(), dst));
         let rule = |src| Rule { src: Some(src), dst: parse::one(dst), iif: None, table: TABLE };
-        self.out.rules.extend(sources.map(rule));
+        self.out.rules.extend([local.subnet].into_iter().chain(further.copied()).map(rule));
     }
 
     /// What both kinds of node have of another node of their location: its pods, and its private address for
