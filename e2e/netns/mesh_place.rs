@@ -60,6 +60,7 @@ fn travellers_have_wireguard(world: &World) -> Result<()> {
     for program in ["nft", "wg"] {
         world.need(program)?;
     }
+    world.need_tun()?;
     let place = Place::lay_out(world)?;
     let laptop = Traveller::arrive(world, &place, "laptop", 77)?;
     let phone = Traveller::arrive(world, &place, "phone", 78)?;

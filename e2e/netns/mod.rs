@@ -4,5 +4,6 @@ kilo_e2e::test_files! {
     mesh_changes,
     mesh_crowd,
     mesh_place,
+    runner,
     world,
 }

@@ -71,6 +71,9 @@ impl Options {
 
     fn takes(&self, test: &Test) -> bool {
         let name = test.short_name();
+        if test.hidden && !self.exact {
+            return false;
+        }
         self.words.is_empty()
             || self
                 .words

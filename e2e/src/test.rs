@@ -24,11 +24,14 @@ pub struct Test {
     pub limit: u64,
     /// Where it runs.
     pub place: Place,
+    /// Runs only when it is named in full with `--exact`.
+    pub hidden: bool,
 }
 
 impl Test {
     /// What a list may leave out: a minute, in namespaces.
-    pub const DEFAULT: Self = Self { name: "", run: |_| Ok(()), limit: 60, place: Place::Namespaces };
+    pub const DEFAULT: Self =
+        Self { name: "", run: |_| Ok(()), limit: 60, place: Place::Namespaces, hidden: false };
 
     /// The name without that of the test program.
     pub fn short_name(&self) -> &'static str {

@@ -37,6 +37,7 @@ impl<'w> Mesh<'w> {
         for program in ["ip", "nft", "wg", "ping"] {
             world.need(program)?;
         }
+        world.need_tun()?;
         let place = Place::lay_out(world)?;
         let state = StateDir::new(world.dir().join("state"))?;
         let mut agents = BTreeMap::new();

@@ -47,6 +47,14 @@ impl World {
         Err(Skip::because(format!("{program} is not installed")))
     }
 
+    /// A skip unless the kernel makes TUN links, which a userspace WireGuard device needs.
+    pub fn need_tun(&self) -> Result<()> {
+        if Path::new("/dev/net/tun").exists() {
+            return Ok(());
+        }
+        Err(Skip::because("there is no /dev/net/tun"))
+    }
+
     /// Makes a namespace with `lo` up.
     pub fn ns(&self, name: &str) -> Result<Ns> {
         let ns = Ns::new(name, &self.dir)?;
