@@ -83,7 +83,7 @@ impl Dump {
                 SetKey::Address(family) if self.catch_all.contains(&name) => {
                     SetKey::Unknown { key_type: 0, key_len: u32::from(family.width()), flags: 0 }
                 }
-                key => key,
+                SetKey::Address(_) | SetKey::Unknown { .. } => key,
             };
             let ranges = match key {
                 SetKey::Address(family) => intervals(family, elements),

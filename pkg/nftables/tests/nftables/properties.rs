@@ -1,9 +1,7 @@
 //! What holds of any two tables.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{any_table, net, range};
+use crate::random::any_table;
+use crate::table::{net, range};
 use kilo_nftables::{Change, Dump, Family, Ranges, diff};
 use proptest::prelude::*;
 
@@ -74,7 +72,7 @@ fn ranges_at_the_ends_of_the_address_space() {
 
 #[test]
 fn one_element_is_one_change() {
-    let mut table = common::table();
+    let mut table = crate::table::table();
     let before = table.clone();
     let set = table.sets.get_mut("except4").unwrap();
     let more = set.ranges.iter().copied().chain([net("172.16.0.0/12").into()]);
@@ -87,7 +85,7 @@ fn one_element_is_one_change() {
 
 #[test]
 fn changed_rule_rewrites_its_chain_alone() {
-    let mut table = common::table();
+    let mut table = crate::table::table();
     let before = table.clone();
     table.chains.get_mut("a-masq").unwrap().rules.pop();
     let transaction = diff(Some(&before), Some(&table)).unwrap();

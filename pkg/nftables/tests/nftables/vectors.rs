@@ -1,15 +1,12 @@
 //! Messages captured from `nft` 1.0.6 and its kernel: `vectors/batch.hex` is what `nft -f` sent for the table,
 //! `vectors/dump.hex` what the kernel answered to `nft list`, `vectors/kilo.nft` what that printed.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::table;
+use crate::table::table;
 use kilo_nftables::{Dump, Expr, Interrupted, diff};
 
-const BATCH: &str = include_str!("vectors/batch.hex");
-const DUMP: &str = include_str!("vectors/dump.hex");
-const TEXT: &str = include_str!("vectors/kilo.nft");
+const BATCH: &str = include_str!("../vectors/batch.hex");
+const DUMP: &str = include_str!("../vectors/dump.hex");
+const TEXT: &str = include_str!("../vectors/kilo.nft");
 
 /// One message a line.
 fn messages(hex: &str) -> Vec<Vec<u8>> {

@@ -1,0 +1,263 @@
+//! Our batches in a real kernel, in a network namespace of the test's own: what `nft` lists and what we read
+//! back is the table that was sent.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use ipnet::IpNet;
+use kilo_nftables::{Change, Dump, Family, Query, Set, Table, Transaction, diff};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use proptest::strategy::{Strategy as _, ValueTree as _};
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::random::any_table;
+use crate::table::{net, table};
+
+const INSIDE: &str = "KILO_TEST_IN_NAMESPACE";
+
+/// Whether this process is the one in the namespace. If not, it runs the test of this name there, or says why
+/// it cannot.
+fn inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    // As root a namespace is enough; others need a user namespace around it.
+    let works = |args: &[&str]| {
+        let nft = Command::new("unshare").args(args).args(["nft", "list", "tables"]).output();
+        nft.is_ok_and(|out| out.status.success())
+    };
+    let Some(args) = [&["-n"][..], &["-rn"]].into_iter().find(|args| works(args)) else {
+        eprintln!("skipped: {test}: `unshare -n nft list tables` does not work here");
+        return false;
+    };
+    let status = Command::new("unshare")
+        .args(args)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status();
+    assert!(status.unwrap().success(), "{test} failed in its namespace");
+    false
+}
+
+struct Nft {
+    socket: Socket,
+    seq: u32,
+}
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+impl Nft {
+    fn new() -> Self {
+        let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
+        socket.bind_auto().unwrap();
+        socket.connect(&SocketAddr::new(0, 0)).unwrap();
+        Self { socket, seq: 1 }
+    }
+
+    /// Sends a batch and waits for its only acknowledgement.
+    fn send(&mut self, transaction: &Transaction) -> Result<(), String> {
+        let batch = transaction.encode(self.seq, None);
+        self.seq = batch.acknowledged + 2;
+        assert_eq!(self.socket.send(&batch.bytes, 0).unwrap(), batch.bytes.len());
+        let (answer, _) = self.socket.recv_from_full().unwrap();
+        let (kind, seq, error) = (u16_at(&answer, 4), u32_at(&answer, 8), u32_at(&answer, 16));
+        assert_eq!(kind, NLMSG_ERROR);
+        if error != 0 {
+            let change = batch.change(seq).map(|i| &transaction.changes[i]);
+            return Err(format!("errno {}: {change:?}", error.cast_signed()));
+        }
+        assert_eq!(seq, batch.acknowledged);
+        Ok(())
+    }
+
+    fn query(&mut self, query: Query<'_>, dump: &mut Dump) {
+        self.seq += 1;
+        self.socket.send(&query.encode("kilo", self.seq), 0).unwrap();
+        loop {
+            let (answer, _) = self.socket.recv_from_full().unwrap();
+            if matches!(u16_at(&answer, 4), NLMSG_ERROR | NLMSG_DONE) {
+                return;
+            }
+            dump.read(&answer).unwrap();
+            // The end of a dump may come with its last part.
+            let mut rest = &answer[..];
+            while rest.len() >= 16 {
+                if matches!(u16_at(rest, 4), NLMSG_ERROR | NLMSG_DONE) {
+                    return;
+                }
+                rest = &rest[(u32_at(rest, 0) as usize).next_multiple_of(4).min(rest.len())..];
+            }
+        }
+    }
+
+    fn read(&mut self) -> Option<Table> {
+        let mut dump = Dump::new("kilo");
+        for query in [Query::Table, Query::Chains, Query::Rules, Query::Sets] {
+            self.query(query, &mut dump);
+        }
+        for set in dump.sets().map(str::to_owned).collect::<Vec<_>>() {
+            self.query(Query::Elements(&set), &mut dump);
+        }
+        dump.finish()
+    }
+
+    /// Makes the table this one, if it is not, and checks that it is.
+    fn become_table(&mut self, want: Option<&Table>) -> Option<Transaction> {
+        let transaction = diff(self.read().as_ref(), want);
+        if let Some(transaction) = &transaction {
+            self.send(transaction).unwrap_or_else(|error| panic!("{error} in\n{transaction}"));
+        }
+        assert_eq!(self.read().as_ref(), want);
+        transaction
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn nft_list() -> String {
+    let out = Command::new("nft").args(["-s", "list", "table", "inet", "kilo"]).output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn nft_file(text: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(nft.wait().unwrap().success(), "{text}");
+}
+
+#[test]
+fn nft_lists_the_table_that_was_sent() {
+    if !inside("kernel::nft_lists_the_table_that_was_sent") {
+        return;
+    }
+    let mut nft = Nft::new();
+    assert_eq!(nft.read(), None);
+    nft.become_table(Some(&table()));
+    assert_eq!(nft_list(), table().to_text());
+    assert_eq!(nft.become_table(Some(&table())), None, "nothing to do a second time");
+    nft.become_table(None);
+    assert_eq!(nft_list(), "");
+}
+
+#[test]
+fn table_of_nft_is_ours() {
+    if !inside("kernel::table_of_nft_is_ours") {
+        return;
+    }
+    let mut nft = Nft::new();
+    nft_file(&table().to_text());
+    assert_eq!(nft.become_table(Some(&table())), None);
+}
+
+/// Random tables one after the other, by our bytes and by our text through `nft`.
+#[test]
+fn any_table_becomes_any_other() {
+    if !inside("kernel::any_table_becomes_any_other") {
+        return;
+    }
+    let mut nft = Nft::new();
+    let mut runner = TestRunner::new(Config::default());
+    for round in 0..60 {
+        let want = any_table().new_tree(&mut runner).unwrap().current();
+        if round % 3 == 0 {
+            nft.become_table(None);
+            nft.become_table(Some(&want));
+            assert_eq!(nft_list(), want.to_text());
+        } else if round % 3 == 1 {
+            nft.become_table(Some(&want));
+        } else if let Some(transaction) = diff(nft.read().as_ref(), Some(&want)) {
+            nft_file(&transaction.to_string());
+            assert_eq!(nft.read(), Some(want), "{transaction}");
+        }
+    }
+}
+
+/// What others did to our table is undone, and no more than that.
+#[test]
+fn drift_is_repaired() {
+    if !inside("kernel::drift_is_repaired") {
+        return;
+    }
+    let mut nft = Nft::new();
+    nft.become_table(Some(&table()));
+    let mut repair = |text: &str| {
+        nft_file(text);
+        nft.become_table(Some(&table())).unwrap().to_string()
+    };
+    let flush_and_add = repair("insert rule inet kilo c-postrouting ct state new limit rate 5/second drop");
+    assert_eq!(
+        flush_and_add,
+        "flush chain inet kilo c-postrouting\n\
+         add rule inet kilo c-postrouting ip saddr @except4 jump a-masq\n"
+    );
+    assert_eq!(
+        repair("delete element inet kilo except4 { 11.0.0.1 }"),
+        "add element inet kilo except4 { 11.0.0.1 }\n"
+    );
+    assert_eq!(
+        repair("add element inet kilo except6 { fe80::/64 }"),
+        "delete element inet kilo except6 { fe80::/64 }\n"
+    );
+    // A neighbour of a range of ours is a range of its own in the kernel.
+    assert_eq!(
+        repair("add element inet kilo except4 { 11.0.0.2 }"),
+        "delete element inet kilo except4 { 11.0.0.2 }\n"
+    );
+    let chain = repair("add chain inet kilo x; add rule inet kilo b-all jump x");
+    assert!(chain.ends_with("delete chain inet kilo x\n"), "{chain}");
+    assert_eq!(
+        repair("add chain inet kilo d-input { policy accept; }"),
+        "add chain inet kilo d-input { type filter hook input priority filter + 5; policy drop; }\n"
+    );
+    assert!(repair("add table inet kilo { flags dormant; }").starts_with("add table"));
+    assert!(repair("add set inet kilo odd { type inet_service; }").ends_with("delete set inet kilo odd\n"));
+}
+
+#[test]
+fn thousands_of_elements_come_and_go() {
+    if !inside("kernel::thousands_of_elements_come_and_go") {
+        return;
+    }
+    let mut nft = Nft::new();
+    // Every other host, so that nothing merges: no power of 500 divides the number.
+    let nets: Vec<IpNet> =
+        (0..2222u32).map(|n| IpNet::from(std::net::IpAddr::V4((0x0a00_0000 + 2 * n).into()))).collect();
+    let mut want = table();
+    want.sets.insert("except4".into(), Set::of_nets(Family::V4, &nets));
+    nft.become_table(Some(&want));
+    // One network over 128 hosts, merged with the neighbour behind it: they make room in the same transaction.
+    let wider: Vec<IpNet> = nets.iter().copied().chain([net("10.0.1.0/24")]).collect();
+    want.sets.insert("except4".into(), Set::of_nets(Family::V4, &wider));
+    let transaction = nft.become_table(Some(&want)).unwrap();
+    let [Change::DeleteElements { ranges: gone, .. }, Change::AddElements { ranges: come, .. }] =
+        &transaction.changes[..]
+    else {
+        panic!("{transaction}")
+    };
+    assert_eq!((gone.len(), come.len()), (129, 1));
+}
+
+/// Batches are all or nothing, and the answer names the change that the kernel refused.
+#[test]
+fn refused_batch_changes_nothing() {
+    if !inside("kernel::refused_batch_changes_nothing") {
+        return;
+    }
+    let mut nft = Nft::new();
+    nft.become_table(Some(&table()));
+    let transaction = Transaction {
+        table: "kilo".into(),
+        changes: vec![Change::FlushChain("a-masq".into()), Change::DeleteSet("except4".into())],
+    };
+    let error = nft.send(&transaction).unwrap_err();
+    assert!(error.contains("DeleteSet"), "{error}");
+    assert_eq!(nft.read(), Some(table()));
+}
