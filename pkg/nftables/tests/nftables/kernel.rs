@@ -1,5 +1,6 @@
 //! Our batches in a real kernel, in a network namespace of the test's own: what `nft` lists and what we read
 //! back is the table that was sent.
+#![allow(clippy::disallowed_methods)] // a test may start programs
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
