@@ -16,7 +16,9 @@ pub fn can_run() -> bool {
     };
     let missing = if !works(Command::new("unshare").args(["-n", "-m", "true"])) {
         "no permission to make namespaces"
-    } else if !std::path::Path::new("/dev/net/tun").exists() {
+    } else if !works(
+        Command::new("sh").args(["-c", "modprobe tun; test -e /dev/net/tun || test -n \"$VM_RUN\""]),
+    ) {
         "no /dev/net/tun"
     } else if !works(Command::new("wg").arg("--version")) {
         "no wg"
