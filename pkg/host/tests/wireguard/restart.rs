@@ -45,10 +45,12 @@ fn a_client_behind_nat_loses_less_than_a_second() {
     start(&mut server);
     let up = killed.elapsed();
     let result = pings(running);
+    let lost = Duration::from_millis(50) * (result.sent - result.received);
     println!(
-        "restart: device down for {up:?}, longest gap between answers {:?}, {} of {} answered",
-        result.gap, result.received, result.sent
+        "restart: device there after {up:?}, {} of {} pings lost",
+        result.sent - result.received,
+        result.sent
     );
-    assert!(result.gap < up + Duration::from_secs(1), "{result:?}, device up after {up:?}");
+    assert!(lost < up + Duration::from_secs(1), "{result:?}, device up after {up:?}");
     assert_eq!(server.wg()[&public].endpoint, endpoint);
 }
