@@ -1,3 +1,5 @@
 //! Tests in a virtual machine: a file here exports `TESTS` (`tests![…]`) and has one line below.
 
-kilo_e2e::test_files! {}
+kilo_e2e::test_files! {
+    wireguard_kernel,
+}
