@@ -1,3 +1,23 @@
-//! Placeholder.
+//! This machine: the agent's seam to the kernel's links, addresses, routes, rules, nftables and WireGuard, to
+//! kernel parameters, and to the files of key and CNI. Nothing here decides what should be; it reads what is
+//! and carries out operations.
+#![deny(unsafe_code)]
 
+mod apply;
+mod cni;
+mod config;
+mod discover;
+mod error;
+mod facts;
+mod host;
+mod iptables_forward;
+mod key;
+mod netlink;
+mod observe;
+mod resolve;
+mod sysctl;
 pub mod wireguard;
+
+pub use config::HostConfig;
+pub use host::LinuxHost;
+pub use key::{KeyFileError, load_or_create};

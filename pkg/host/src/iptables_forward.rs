@@ -1,0 +1,405 @@
+//! Accepted ranges in `filter FORWARD` of iptables-nft, for `--iptables-forward-rules`. An accept in our own
+//! table cannot override the DROP of another table, so these rules must stand where other programs drop, in
+//! exactly the shape that iptables gives them: `iptables-save` lists them and `iptables -D` removes them.
+//!
+//! They are known again by their comment, which upstream Kilo's have as well.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kilo_state::ForwardAccept;
+use netlink_packet_core::{NLA_F_NESTED, NLM_F_CREATE};
+use rustix::io::Errno;
+
+use crate::netlink::nftables::{self, NFPROTO_IPV4, NFPROTO_IPV6};
+use crate::netlink::socket::{Refused, Request, Socket, attributes};
+
+const TABLE: &str = "filter";
+const CHAIN: &str = "FORWARD";
+/// What all comments of these rules, upstream's too, begin with.
+const COMMENT: &str = "Kilo: forward packets ";
+const COMMENT_FROM: &str = "Kilo: forward packets from the pod subnet";
+const COMMENT_TO: &str = "Kilo: forward packets to the pod subnet";
+/// `struct xt_comment_info`.
+const COMMENT_SIZE: usize = 256;
+/// Tables of iptables-legacy that the kernel has in this namespace.
+const LEGACY_TABLES: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+
+const NF_INET_FORWARD: u32 = 2;
+const NF_ACCEPT: u32 = 1;
+const NFT_REG_VERDICT: u32 = 0;
+const NFT_REG_1: u32 = 1;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_CMP_EQ: u32 = 0;
+
+/// Which of its addresses a packet is accepted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Direction {
+    From,
+    To,
+}
+
+/// A rule of ours that is there.
+#[derive(Debug)]
+struct Found {
+    direction: Direction,
+    net: IpNet,
+    handle: u64,
+}
+
+/// A value with its netlink header, padded.
+fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    to.extend((4 + value.len() as u16).to_ne_bytes());
+    to.extend(kind.to_ne_bytes());
+    to.extend(value);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+fn nested(to: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+    let mut inner = Vec::new();
+    fill(&mut inner);
+    attribute(to, kind | NLA_F_NESTED, &inner);
+}
+
+fn number(to: &mut Vec<u8>, kind: u16, value: u32) {
+    attribute(to, kind, &value.to_be_bytes());
+}
+
+fn text(to: &mut Vec<u8>, kind: u16, value: &str) {
+    attribute(to, kind, &[value.as_bytes(), &[0]].concat());
+}
+
+fn expression(to: &mut Vec<u8>, name: &str, fill: impl FnOnce(&mut Vec<u8>)) {
+    nested(to, 1, |element| {
+        text(element, 1, name);
+        nested(element, 2, fill);
+    });
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn family(net: &IpNet) -> u8 {
+    if net.addr().is_ipv4() { NFPROTO_IPV4 } else { NFPROTO_IPV6 }
+}
+
+/// Where the address stands in the IP header.
+fn offset(family: u8, direction: Direction) -> u32 {
+    match (family, direction) {
+        (NFPROTO_IPV4, Direction::From) => 12,
+        (NFPROTO_IPV4, Direction::To) => 16,
+        (_, Direction::From) => 8,
+        (_, Direction::To) => 24,
+    }
+}
+
+/// The expressions of a rule as iptables-nft 1.8 writes them.
+fn expressions(net: &IpNet, direction: Direction) -> Vec<u8> {
+    let mut list = Vec::new();
+    let family = family(net);
+    let address = octets(net.network());
+    let bits = usize::from(net.prefix_len());
+    if bits > 0 {
+        // Whole bytes are compared as they are, anything else through a mask.
+        let masked = !bits.is_multiple_of(8);
+        let length = if masked { address.len() } else { bits / 8 };
+        expression(&mut list, "payload", |e| {
+            number(e, 1, NFT_REG_1);
+            number(e, 2, NFT_PAYLOAD_NETWORK_HEADER);
+            number(e, 3, offset(family, direction));
+            number(e, 4, length as u32);
+        });
+        if masked {
+            expression(&mut list, "bitwise", |e| {
+                number(e, 1, NFT_REG_1);
+                number(e, 2, NFT_REG_1);
+                number(e, 3, length as u32);
+                number(e, 6, 0);
+                nested(e, 4, |mask| attribute(mask, 1, &octets(net.netmask())));
+                nested(e, 5, |xor| attribute(xor, 1, &vec![0; length]));
+            });
+        }
+        expression(&mut list, "cmp", |e| {
+            number(e, 1, NFT_REG_1);
+            number(e, 2, NFT_CMP_EQ);
+            nested(e, 3, |value| attribute(value, 1, &address[..length]));
+        });
+    }
+    expression(&mut list, "match", |e| {
+        let mut comment = match direction {
+            Direction::From => COMMENT_FROM,
+            Direction::To => COMMENT_TO,
+        }
+        .as_bytes()
+        .to_vec();
+        comment.resize(COMMENT_SIZE, 0);
+        text(e, 1, "comment");
+        number(e, 2, 0);
+        attribute(e, 3, &comment);
+    });
+    expression(&mut list, "counter", |e| {
+        attribute(e, 1, &0u64.to_be_bytes());
+        attribute(e, 2, &0u64.to_be_bytes());
+    });
+    expression(&mut list, "immediate", |e| {
+        number(e, 1, NFT_REG_VERDICT);
+        nested(e, 2, |data| nested(data, 2, |verdict| number(verdict, 1, NF_ACCEPT)));
+    });
+    list
+}
+
+fn value<'a>(bytes: &'a [u8], wanted: u16) -> Option<&'a [u8]> {
+    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+fn value_number(bytes: &[u8], wanted: u16) -> Option<u32> {
+    Some(u32::from_be_bytes(value(bytes, wanted)?.try_into().ok()?))
+}
+
+fn value_text(bytes: &[u8], wanted: u16) -> Option<&str> {
+    std::str::from_utf8(value(bytes, wanted)?).ok()?.split('\0').next()
+}
+
+/// The prefix that a mask stands for.
+fn prefix(address: &[u8], bits: u8) -> Option<IpNet> {
+    let ip: IpAddr = match *address {
+        [a, b, c, d] => [a, b, c, d].into(),
+        _ => <[u8; 16]>::try_from(address).ok()?.into(),
+    };
+    IpNet::new(ip, bits).ok()
+}
+
+/// Reads a rule of ours. A rule that has anything else in it is somebody's who borrowed our words.
+fn read(family: u8, rule: &[u8]) -> Option<Found> {
+    let size = if family == NFPROTO_IPV4 { 4 } else { 16 };
+    let handle = u64::from_be_bytes(value(rule, 3)?.try_into().ok()?);
+    let (mut place, mut mask, mut address, mut comment, mut accepts) = (None, None, None, None, false);
+    for (_, element) in attributes(value(rule, 4)?) {
+        let data = value(element, 2).unwrap_or_default();
+        match value_text(element, 1)? {
+            "payload" if place.is_none() && value_number(data, 2)? == NFT_PAYLOAD_NETWORK_HEADER => {
+                place = Some(value_number(data, 3)?);
+            }
+            "bitwise" if mask.is_none() => mask = Some(value(value(data, 4)?, 1)?),
+            "cmp" if address.is_none() && value_number(data, 2)? == NFT_CMP_EQ => {
+                address = Some(value(value(data, 3)?, 1)?);
+            }
+            "match" if comment.is_none() && value_text(data, 1)? == "comment" => {
+                comment = Some(value_text(data, 3)?);
+            }
+            "counter" => {}
+            "immediate" => accepts = value_number(value(value(data, 2)?, 2)?, 1)? == NF_ACCEPT,
+            _ => return None,
+        }
+    }
+    let comment = comment.filter(|comment| accepts && comment.starts_with(COMMENT))?;
+    let (direction, net) = match (place, address) {
+        // Every address: the kernel has nothing to compare, and only the comment tells the direction.
+        (None, None) => {
+            let to = comment[COMMENT.len()..].starts_with("to ");
+            (if to { Direction::To } else { Direction::From }, prefix(&vec![0; size], 0)?)
+        }
+        (Some(place), Some(address)) => {
+            let direction =
+                [Direction::From, Direction::To].into_iter().find(|d| offset(family, *d) == place)?;
+            let bits = match mask {
+                Some(mask) => mask.iter().map(|byte| byte.count_ones()).sum::<u32>(),
+                None => address.len() as u32 * 8,
+            };
+            let mut whole = address.to_vec();
+            whole.resize(size, 0);
+            (direction, prefix(&whole, u8::try_from(bits).ok()?)?)
+        }
+        _ => return None,
+    };
+    Some(Found { direction, net, handle })
+}
+
+fn chain_attributes() -> Vec<u8> {
+    let mut list = Vec::new();
+    text(&mut list, 1, TABLE);
+    text(&mut list, 2, CHAIN);
+    list
+}
+
+/// Our rules of a family.
+fn list(socket: &mut Socket, family: u8) -> Result<Vec<Found>, Refused> {
+    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family, &chain_attributes());
+    let found = socket.dump(&get, |message| {
+        let rule = nftables::body(message);
+        let here = value_text(rule, 1) == Some(TABLE) && value_text(rule, 2) == Some(CHAIN);
+        (here && message.payload.first() == Some(&family)).then(|| read(family, rule)).flatten()
+    });
+    match found {
+        Err(refused) if matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
+            Ok(Vec::new())
+        }
+        found => found,
+    }
+}
+
+/// The ranges that are accepted in both directions, sorted.
+pub(crate) fn observe(socket: &mut Socket, ipv6: bool) -> Result<Vec<ForwardAccept>, Refused> {
+    let mut found: BTreeMap<IpNet, [bool; 2]> = BTreeMap::new();
+    for family in [Some(NFPROTO_IPV4), ipv6.then_some(NFPROTO_IPV6)].into_iter().flatten() {
+        for rule in list(socket, family)? {
+            found.entry(rule.net).or_default()[usize::from(rule.direction == Direction::To)] = true;
+        }
+    }
+    Ok(found.into_iter().filter(|(_, both)| *both == [true; 2]).map(|(net, _)| ForwardAccept(net)).collect())
+}
+
+/// Whether the chain is there.
+fn chain_exists(socket: &mut Socket, family: u8) -> Result<bool, Refused> {
+    let mut list = Vec::new();
+    text(&mut list, 1, TABLE);
+    text(&mut list, 3, CHAIN);
+    let get = nftables::message(nftables::NFT_MSG_GETCHAIN, 0, family, &list);
+    match socket.get(&get, |_| ()) {
+        Ok(()) => Ok(true),
+        Err(refused) if refused.errno == Errno::NOENT => Ok(false),
+        Err(refused) => Err(refused),
+    }
+}
+
+/// Table and chain as iptables makes them when it needs them first.
+fn create_chain(family: u8) -> [Request; 2] {
+    let (mut table, mut chain) = (Vec::new(), Vec::new());
+    text(&mut table, 1, TABLE);
+    text(&mut chain, 1, TABLE);
+    text(&mut chain, 3, CHAIN);
+    nested(&mut chain, 4, |hook| {
+        number(hook, 1, NF_INET_FORWARD);
+        number(hook, 2, 0);
+    });
+    number(&mut chain, 5, NF_ACCEPT);
+    text(&mut chain, 7, "filter");
+    [
+        nftables::message(nftables::NFT_MSG_NEWTABLE, NLM_F_CREATE, family, &table),
+        nftables::message(nftables::NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, &chain),
+    ]
+}
+
+/// Accepts a range in both directions, before all other rules. What is there already stays where it is.
+pub(crate) fn add(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), Refused> {
+    let net = accept.0;
+    let family = family(&net);
+    nftables::commit(socket, |socket| {
+        let there = list(socket, family)?;
+        let mut changes = Vec::new();
+        for direction in [Direction::From, Direction::To] {
+            if there.iter().any(|rule| rule.net == net && rule.direction == direction) {
+                continue;
+            }
+            let mut rule = chain_attributes();
+            nested(&mut rule, 4, |list| list.extend(expressions(&net, direction)));
+            // Without a place and without "append" a rule goes to the head of its chain.
+            changes.push(nftables::message(nftables::NFT_MSG_NEWRULE, NLM_F_CREATE, family, &rule));
+        }
+        if !changes.is_empty() && !chain_exists(socket, family)? {
+            changes.splice(0..0, create_chain(family));
+        }
+        Ok(changes)
+    })
+}
+
+/// Removes all rules of ours for a range.
+pub(crate) fn delete(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), Refused> {
+    let family = family(&accept.0);
+    nftables::commit(socket, |socket| {
+        let ours = list(socket, family)?.into_iter().filter(|rule| rule.net == accept.0);
+        Ok(ours
+            .map(|rule| {
+                let mut which = chain_attributes();
+                attribute(&mut which, 3, &rule.handle.to_be_bytes());
+                nftables::message(nftables::NFT_MSG_DELRULE, 0, family, &which)
+            })
+            .collect())
+    })
+}
+
+/// What a person must do where iptables-legacy has a filter table, which our rules cannot reach; `None` where
+/// it has none.
+pub(crate) fn legacy_advice(accept: &ForwardAccept) -> Option<String> {
+    let v4 = accept.0.addr().is_ipv4();
+    let tables = std::fs::read_to_string(LEGACY_TABLES[usize::from(!v4)]).ok()?;
+    tables.lines().any(|table| table.trim() == TABLE).then(|| advice(accept))
+}
+
+fn advice(accept: &ForwardAccept) -> String {
+    let net = accept.0;
+    let command = if net.addr().is_ipv4() { "iptables-legacy" } else { "ip6tables-legacy" };
+    let one = |side: &str, comment: &str| {
+        format!("{command} -I FORWARD {side} {net} -m comment --comment \"{comment}\" -j ACCEPT")
+    };
+    format!(
+        "iptables-legacy has a filter table here, whose DROP our rule cannot override; run: {} && {}",
+        one("-s", COMMENT_FROM),
+        one("-d", COMMENT_TO)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The expressions in the message of `iptables -I FORWARD -s 10.2.1.0/24 -m comment --comment "Kilo:
+    /// forward packets from the pod subnet" -j ACCEPT` of iptables-nft 1.8.9, the padding of the comment aside.
+    const IPTABLES: [&str; 2] = [
+        "340001800c0001007061796c6f6164002400028008000100000000010800020000000001080003000000000c0800040000000003\
+         2c00018008000100636d700020000280080001000000000108000200000000000c000380070001000a020100\
+         2c0101800a0001006d617463680000001c0102800c000100636f6d6d656e7400080002000000000004010300\
+         4b696c6f3a20666f7277617264207061636b6574732066726f6d2074686520706f64207375626e6574",
+        "2c0001800c000100636f756e746572001c0002800c00010000000000000000000c0002000000000000000000\
+         300001800e000100696d6d6564696174650000001c0002800800010000000000100002800c0002800800010000000001",
+    ];
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn bytes_are_those_of_iptables() {
+        let padding = "00".repeat(COMMENT_SIZE - COMMENT_FROM.len());
+        let wanted = [IPTABLES[0], &padding, IPTABLES[1]].concat();
+        let hex: String =
+            expressions(&net("10.2.1.0/24"), Direction::From).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, wanted);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for text in ["10.2.1.0/24", "10.2.1.7/32", "10.2.0.0/17", "0.0.0.0/0", "fd00:1::/64", "fd00:1::/70", "::/0"] {
+            for direction in [Direction::From, Direction::To] {
+                let mut rule = chain_attributes();
+                attribute(&mut rule, 3, &7u64.to_be_bytes());
+                nested(&mut rule, 4, |list| list.extend(expressions(&net(text), direction)));
+                let found = read(family(&net(text)), &rule).unwrap();
+                assert_eq!((found.direction, found.net, found.handle), (direction, net(text), 7));
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_with_more_in_it_is_not_ours() {
+        let mut rule = chain_attributes();
+        attribute(&mut rule, 3, &7u64.to_be_bytes());
+        nested(&mut rule, 4, |list| {
+            expression(list, "meta", |e| number(e, 2, 4));
+            list.extend(expressions(&net("10.2.1.0/24"), Direction::From));
+        });
+        assert!(read(NFPROTO_IPV4, &rule).is_none());
+    }
+
+    #[test]
+    fn advice_names_both_commands() {
+        let text = advice(&ForwardAccept(net("fd00::/48")));
+        assert_eq!(text.matches("ip6tables-legacy -I FORWARD").count(), 2, "{text}");
+        assert!(text.contains("-s fd00::/48") && text.contains("-d fd00::/48"), "{text}");
+    }
+}

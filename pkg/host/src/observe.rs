@@ -1,0 +1,146 @@
+//! Reading all of the host's network that is Kilo's or in its way.
+
+use std::collections::BTreeMap;
+
+use kilo_agent::HostError;
+use kilo_state::{Dev, Observed, ObservedLink, ObservedRoute, Route, Rule};
+
+use crate::error::refused;
+use crate::facts::best_tunnel;
+use crate::host::{LinuxHost, has_ipv6, tunnel_names};
+use crate::netlink::link::LinkState;
+use crate::netlink::route::KernelRoute;
+use crate::netlink::rule::KernelRule;
+use crate::netlink::{address, link, nftables, route, rule};
+use crate::{cni, iptables_forward, sysctl};
+
+/// Links by the part they play.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roles {
+    by_index: BTreeMap<u32, Dev>,
+    links: BTreeMap<Dev, LinkState>,
+}
+
+impl Roles {
+    /// The link of this part.
+    pub(crate) fn link(&self, dev: Dev) -> Option<&LinkState> {
+        self.links.get(&dev)
+    }
+
+    /// The part that the link of this index plays.
+    pub(crate) fn dev(&self, index: u32) -> Dev {
+        self.by_index.get(&index).copied().unwrap_or(Dev::Other(index))
+    }
+}
+
+impl LinuxHost {
+    /// Who plays which part among these links.
+    pub(crate) fn roles<'a>(&self, links: impl IntoIterator<Item = &'a LinkState> + Clone) -> Roles {
+        let all: Vec<LinkState> = links.clone().into_iter().cloned().collect();
+        let tunnel = best_tunnel(tunnel_names(self.config.compatibility), &all);
+        let mut roles = Roles::default();
+        for link in links {
+            let dev = if link.name == self.config.interface {
+                Dev::WireGuard
+            } else if link.name == tunnel {
+                Dev::Tunnel
+            } else if Some(&link.name) == self.private.as_ref() {
+                Dev::Private
+            } else {
+                continue;
+            };
+            roles.by_index.insert(link.index, dev);
+            roles.links.insert(dev, link.clone());
+        }
+        roles
+    }
+
+    /// Reads everything.
+    pub(crate) async fn read_all(&mut self) -> Result<Observed, HostError> {
+        let ipv6 = has_ipv6();
+        self.defaults = None;
+        let links = link::list(&mut self.route).map_err(refused("listing links"))?;
+        let addresses = address::list(&mut self.route).map_err(refused("listing addresses"))?;
+        let routes = route::list(&mut self.route, ipv6).map_err(refused("listing routes"))?;
+        let rules = rule::list(&mut self.route, ipv6).map_err(refused("listing rules"))?;
+        let table = nftables::read_table(&mut self.nftables, &self.config.table)
+            .map_err(refused(format!("reading nftables table {}", self.config.table)))?;
+        let forward = iptables_forward::observe(&mut self.nftables, ipv6)
+            .map_err(refused("listing the rules of iptables FORWARD"))?;
+        let device = self.wireguard.read().await?.map(|(device, _)| device);
+
+        let roles = self.roles(&links);
+        let observed = Observed {
+            links: observed_links(&roles, &addresses),
+            device,
+            routes: observed_routes(&roles, &routes),
+            rules: observed_rules(&roles, &links, &rules),
+            table,
+            forward,
+            sysctls: sysctl::observe(roles.links.values().map(|link| link.name.as_str())),
+            cni: self.config.cni_path.as_deref().and_then(cni::observe),
+        };
+        let known = &mut self.monitor.known;
+        known.links = links.into_iter().map(|link| (link.index, link)).collect();
+        known.addresses = addresses.into_iter().collect();
+        known.routes = observed
+            .routes
+            .iter()
+            .filter(|route| route.is_ours())
+            .map(|observed| (observed.route.table, observed.route.dst))
+            .collect();
+        self.defaults = Some(routes.into_iter().filter(route::is_default).collect());
+        Ok(observed)
+    }
+}
+
+fn observed_links(roles: &Roles, addresses: &[address::LinkAddress]) -> Vec<ObservedLink> {
+    let of = |index: u32| addresses.iter().filter(move |(link, _)| *link == index).map(|(_, net)| *net);
+    let links = roles.links.iter().map(|(dev, link)| ObservedLink {
+        dev: *dev,
+        name: link.name.as_str().into(),
+        index: link.index,
+        mtu: link.mtu,
+        up: link.up,
+        addresses: of(link.index).collect(),
+    });
+    links.collect()
+}
+
+fn observed_routes(roles: &Roles, routes: &[KernelRoute]) -> Vec<ObservedRoute> {
+    let mut list: Vec<ObservedRoute> = routes
+        .iter()
+        .map(|route| ObservedRoute {
+            route: Route {
+                table: route.table,
+                dst: route.dst,
+                // We never make a route of several ways, so its first link says nothing.
+                dev: if route.multipath { Dev::Other(route.link) } else { roles.dev(route.link) },
+                via: route.via,
+                src: route.src,
+                onlink: route.onlink,
+            },
+            protocol: route.protocol,
+        })
+        .collect();
+    list.sort_unstable();
+    list
+}
+
+fn observed_rules(roles: &Roles, links: &[LinkState], rules: &[KernelRule]) -> Vec<Rule> {
+    let mut list: Vec<Rule> = rules
+        .iter()
+        .map(|rule| Rule {
+            src: rule.src,
+            dst: rule.dst,
+            iif: rule.iif.as_ref().map(|name| {
+                let link = links.iter().find(|link| link.name == *name);
+                link.map_or(Dev::Other(0), |link| roles.dev(link.index))
+            }),
+            table: rule.table,
+        })
+        .collect();
+    list.sort_unstable();
+    list.dedup();
+    list
+}

@@ -1,0 +1,64 @@
+//! Kernel parameters below `/proc/sys`. Those of the network are of the namespace of the calling thread.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+const ROOT: &str = "/proc/sys";
+
+/// The parameters that a plan may name for every machine; those of links are added by their names.
+const GENERAL: [&str; 4] = [
+    "net/ipv4/ip_forward",
+    "net/ipv6/conf/all/forwarding",
+    "net/ipv4/conf/all/rp_filter",
+    "net/ipv4/conf/default/rp_filter",
+];
+
+/// The file of a parameter. A path that leaves `/proc/sys` is refused.
+fn file(path: &str) -> io::Result<PathBuf> {
+    let path = Path::new(path);
+    if path.components().all(|part| matches!(part, Component::Normal(_))) && path.components().next().is_some() {
+        Ok(Path::new(ROOT).join(path))
+    } else {
+        Err(io::Error::from(io::ErrorKind::InvalidInput))
+    }
+}
+
+/// Reads the parameters that a plan may name; those that the kernel does not have are left out.
+pub(crate) fn observe<'a>(links: impl IntoIterator<Item = &'a str>) -> BTreeMap<Box<str>, Box<str>> {
+    let of_links = links.into_iter().map(|link| format!("net/ipv4/conf/{link}/rp_filter"));
+    GENERAL
+        .iter()
+        .map(|path| (*path).to_owned())
+        .chain(of_links)
+        .filter_map(|path| {
+            let text = std::fs::read_to_string(file(&path).ok()?).ok()?;
+            Some((path.into_boxed_str(), text.trim().into()))
+        })
+        .collect()
+}
+
+/// Writes a parameter.
+pub(crate) fn set(path: &str, value: &str) -> io::Result<()> {
+    std::fs::write(file(path)?, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_below_the_root() {
+        for bad in ["", "/etc/passwd", "../../etc/passwd", "net/../../x", "."] {
+            assert!(file(bad).is_err(), "{bad}");
+        }
+        assert_eq!(file("net/ipv4/ip_forward").unwrap(), Path::new("/proc/sys/net/ipv4/ip_forward"));
+    }
+
+    #[test]
+    fn what_the_kernel_has_is_read() {
+        let found = observe(["no-such-link"]);
+        assert!(found.contains_key("net/ipv4/ip_forward"));
+        assert!(!found.contains_key("net/ipv4/conf/no-such-link/rp_filter"));
+    }
+}
