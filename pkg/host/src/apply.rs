@@ -84,7 +84,8 @@ impl LinuxHost {
     }
 
     fn current_roles(&mut self) -> Result<Roles, Refused> {
-        Ok(self.roles(&link::list(&mut self.route)?))
+        let links = link::list(&mut self.route)?;
+        Ok(self.roles(&links))
     }
 
     fn change_routes(&mut self, roles: &Roles, ops: &[Op]) -> Vec<Result<(), HostError>> {
@@ -272,8 +273,8 @@ fn index(roles: &Roles, dev: Dev) -> Option<u32> {
 }
 
 fn name(roles: &Roles, dev: Dev) -> String {
-    match (roles.link(dev), dev) {
-        (Some(link), _) => link.name.clone(),
+    match (roles.name(dev), dev) {
+        (Some(name), _) => name.to_owned(),
         (None, Dev::WireGuard) => "the WireGuard link".to_owned(),
         (None, Dev::Private) => "the link with the private address".to_owned(),
         (None, Dev::Tunnel) => "the tunnel".to_owned(),
@@ -317,7 +318,7 @@ fn route_text(roles: &Roles, action: Action, route: &Route) -> String {
 fn kernel_rule(roles: &Roles, rule: &Rule) -> Option<KernelRule> {
     let iif = match rule.iif {
         None => None,
-        Some(dev) => Some(roles.link(dev)?.name.clone()),
+        Some(dev) => Some(roles.name(dev)?.to_owned()),
     };
     Some(KernelRule { src: rule.src, dst: rule.dst, iif, table: rule.table })
 }

@@ -19,12 +19,24 @@ use crate::{cni, iptables_forward, sysctl};
 pub(crate) struct Roles {
     by_index: BTreeMap<u32, Dev>,
     links: BTreeMap<Dev, LinkState>,
+    /// Names of the parts, whether or not there is such a link, and of all other links.
+    names: BTreeMap<Dev, String>,
 }
 
 impl Roles {
     /// The link of this part.
     pub(crate) fn link(&self, dev: Dev) -> Option<&LinkState> {
         self.links.get(&dev)
+    }
+
+    /// The name of the link of this part; of ours also when it is not there.
+    pub(crate) fn name(&self, dev: Dev) -> Option<&str> {
+        self.names.get(&dev).map(String::as_str)
+    }
+
+    /// The part that the link of this name plays. Rules outlive the links that they name.
+    fn named(&self, name: &str) -> Dev {
+        self.names.iter().find(|(_, found)| *found == name).map_or(Dev::Other(0), |(dev, _)| *dev)
     }
 
     /// The part that the link of this index plays.
@@ -35,22 +47,24 @@ impl Roles {
 
 impl LinuxHost {
     /// Who plays which part among these links.
-    pub(crate) fn roles<'a>(&self, links: impl IntoIterator<Item = &'a LinkState> + Clone) -> Roles {
-        let all: Vec<LinkState> = links.clone().into_iter().cloned().collect();
-        let tunnel = best_tunnel(tunnel_names(self.config.compatibility), &all);
+    pub(crate) fn roles(&self, links: &[LinkState]) -> Roles {
         let mut roles = Roles::default();
+        roles.names.insert(Dev::WireGuard, self.config.interface.clone());
+        let tunnel = best_tunnel(tunnel_names(self.config.compatibility), links);
+        roles.names.insert(Dev::Tunnel, tunnel.to_owned());
+        if let Some(private) = &self.private {
+            roles.names.insert(Dev::Private, private.clone());
+        }
         for link in links {
-            let dev = if link.name == self.config.interface {
-                Dev::WireGuard
-            } else if link.name == tunnel {
-                Dev::Tunnel
-            } else if Some(&link.name) == self.private.as_ref() {
-                Dev::Private
-            } else {
-                continue;
-            };
-            roles.by_index.insert(link.index, dev);
-            roles.links.insert(dev, link.clone());
+            match roles.named(&link.name) {
+                Dev::Other(_) => {
+                    roles.names.insert(Dev::Other(link.index), link.name.clone());
+                }
+                dev @ (Dev::WireGuard | Dev::Private | Dev::Tunnel) => {
+                    roles.by_index.insert(link.index, dev);
+                    roles.links.insert(dev, link.clone());
+                }
+            }
         }
         roles
     }
@@ -74,7 +88,7 @@ impl LinuxHost {
             links: observed_links(&roles, &addresses),
             device,
             routes: observed_routes(&roles, &routes),
-            rules: observed_rules(&roles, &links, &rules),
+            rules: observed_rules(&roles, &rules),
             table,
             forward,
             sysctls: sysctl::observe(roles.links.values().map(|link| link.name.as_str())),
@@ -127,16 +141,13 @@ fn observed_routes(roles: &Roles, routes: &[KernelRoute]) -> Vec<ObservedRoute> 
     list
 }
 
-fn observed_rules(roles: &Roles, links: &[LinkState], rules: &[KernelRule]) -> Vec<Rule> {
+fn observed_rules(roles: &Roles, rules: &[KernelRule]) -> Vec<Rule> {
     let mut list: Vec<Rule> = rules
         .iter()
         .map(|rule| Rule {
             src: rule.src,
             dst: rule.dst,
-            iif: rule.iif.as_ref().map(|name| {
-                let link = links.iter().find(|link| link.name == *name);
-                link.map_or(Dev::Other(0), |link| roles.dev(link.index))
-            }),
+            iif: rule.iif.as_deref().map(|name| roles.named(name)),
             table: rule.table,
         })
         .collect();

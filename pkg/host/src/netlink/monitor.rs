@@ -7,19 +7,20 @@
 //! replaces one is told of only as a new route.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use kilo_agent::HostEvent;
 use kilo_state::{PROTOCOL, PROTOCOL_STATIC, TABLE};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
 
 use super::link::LinkState;
-use super::socket::{Message, attributes, enlarge, messages};
+use super::socket::{Message, enlarge, messages};
 use super::{address, link, nftables, route, rule};
 
 /// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV4_RULE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`, `_IPV6_RULE`.
@@ -94,8 +95,8 @@ impl Pending {
 
 /// The listener.
 pub(crate) struct Monitor {
-    route: AsyncFd<Socket>,
-    nftables: AsyncFd<Socket>,
+    route: TokioSocket,
+    nftables: TokioSocket,
     buffer: Vec<u8>,
     pending: Pending,
     /// The link that this agent is at work on.
@@ -111,15 +112,14 @@ impl Monitor {
     /// Listens in the namespace of this thread.
     pub(crate) fn open(own_ports: [u32; 2], interest: Interest) -> io::Result<Self> {
         let listen = |protocol, groups: &[u32]| {
-            let mut socket = Socket::new(protocol)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
-            socket.set_non_blocking(true)?;
-            enlarge(&socket);
+            let mut socket = TokioSocket::new(protocol)?;
+            socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+            enlarge(socket.socket_ref());
             for group in groups {
                 // A kernel without IPv6 has its groups all the same.
-                socket.add_membership(*group)?;
+                socket.socket_ref().add_membership(*group)?;
             }
-            AsyncFd::new(socket)
+            io::Result::Ok(socket)
         };
         Ok(Self {
             route: listen(NETLINK_ROUTE, &ROUTE_GROUPS)?,
@@ -142,19 +142,26 @@ impl Monitor {
             if let Some(event) = self.pending.take() {
                 return event;
             }
-            // Readiness is forgotten before everything is received: what comes in between makes it ready again.
-            let ready = tokio::select! {
-                ready = self.route.readable() => ready,
-                ready = self.nftables.readable() => ready,
-            };
-            match ready {
-                Ok(mut guard) => guard.clear_ready(),
-                Err(error) => {
-                    tracing::warn!(%error, "Changes by others cannot be heard of");
-                    tokio::time::sleep(BROKEN).await;
-                    return HostEvent::Lost;
+            let (route, nftables) = (&self.route, &self.nftables);
+            let buffer = &mut self.buffer;
+            buffer.clear();
+            let (from_route, received) = poll_fn(|context| {
+                if let Poll::Ready(received) = route.poll_recv(context, buffer) {
+                    return Poll::Ready((true, received));
                 }
+                nftables.poll_recv(context, buffer).map(|received| (false, received))
+            })
+            .await;
+            // From here to the next turn nothing waits, so that what was received cannot be lost.
+            let received = received_as(received);
+            if let Received::Broken = received {
+                tracing::warn!("Changes by others cannot be heard of");
+                tokio::time::sleep(BROKEN).await;
+                return HostEvent::Lost;
             }
+            let buffer = std::mem::take(&mut self.buffer);
+            self.note(from_route, &received, &buffer);
+            self.buffer = buffer;
         }
     }
 
@@ -174,34 +181,40 @@ impl Monitor {
     /// Takes note of all that has been told so far.
     pub(crate) fn drain(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        loop {
-            match receive(self.route.get_ref(), &mut buffer) {
-                Received::Datagram => {
-                    for message in messages(&buffer) {
-                        if let Some(event) = self.route_event(&message) {
-                            self.pending.add(event);
-                        }
-                    }
+        for from_route in [true, false] {
+            loop {
+                let socket = if from_route { &self.route } else { &self.nftables };
+                buffer.clear();
+                match received_as(socket.socket_ref().recv(&mut buffer, 0).map(|_| ())) {
+                    Received::Nothing | Received::Broken => break,
+                    received => self.note(from_route, &received, &buffer),
                 }
-                Received::Lost => {
-                    self.default_changed = true;
-                    self.pending.add(HostEvent::Lost);
-                }
-                Received::Nothing | Received::Broken => break,
-            }
-        }
-        loop {
-            match receive(self.nftables.get_ref(), &mut buffer) {
-                Received::Datagram => {
-                    if messages(&buffer).any(|message| self.is_firewall_event(&message)) {
-                        self.pending.add(HostEvent::Firewall);
-                    }
-                }
-                Received::Lost => self.pending.add(HostEvent::Lost),
-                Received::Nothing | Received::Broken => break,
             }
         }
         self.buffer = buffer;
+    }
+
+    /// Takes note of one datagram.
+    fn note(&mut self, from_route: bool, received: &Received, datagram: &[u8]) {
+        match received {
+            Received::Datagram if from_route => {
+                for message in messages(datagram) {
+                    if let Some(event) = self.route_event(&message) {
+                        self.pending.add(event);
+                    }
+                }
+            }
+            Received::Datagram => {
+                if messages(datagram).any(|message| self.is_firewall_event(&message)) {
+                    self.pending.add(HostEvent::Firewall);
+                }
+            }
+            Received::Lost => {
+                self.default_changed = true;
+                self.pending.add(HostEvent::Lost);
+            }
+            Received::Again | Received::Nothing | Received::Broken => {}
+        }
     }
 
     fn is_watched(&self, name: &str) -> bool {
@@ -299,23 +312,20 @@ impl Monitor {
 /// What became of receiving.
 enum Received {
     Datagram,
+    Again,
     Nothing,
     Lost,
     Broken,
 }
 
-/// Receives one datagram without waiting.
-fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> Received {
-    loop {
-        buffer.clear();
-        match socket.recv(buffer, 0) {
-            Ok(_) => return Received::Datagram,
-            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::INTR) => {}
-                Some(Errno::AGAIN) => return Received::Nothing,
-                Some(Errno::NOBUFS) => return Received::Lost,
-                _ => return Received::Broken,
-            },
-        }
+fn received_as(result: io::Result<()>) -> Received {
+    match result {
+        Ok(()) => Received::Datagram,
+        Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::INTR) => Received::Again,
+            Some(Errno::AGAIN) => Received::Nothing,
+            Some(Errno::NOBUFS) => Received::Lost,
+            _ => Received::Broken,
+        },
     }
 }

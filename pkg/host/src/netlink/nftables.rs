@@ -1,6 +1,7 @@
 //! The netfilter socket: batches that land whole or not at all, dumps, and what notifications are about. What
 //! the messages say is the business of `kilo_nftables` and of `iptables_forward`.
 
+use kilo_nftables::{Dump, Query, Table, Transaction};
 use netlink_packet_core::NLM_F_ACK;
 use rustix::io::Errno;
 
@@ -71,7 +72,7 @@ pub(crate) fn commit(
         if changes.is_empty() {
             return Ok(());
         }
-        match send(socket, &changes, Some(generation)) {
+        match send(socket, &changes, generation) {
             Err(refused) if refused.errno == RESTART => {}
             result => return result,
         }
@@ -83,7 +84,7 @@ pub(crate) fn commit(
 const RESTART: Errno = Errno::from_raw_os_error(85);
 
 /// Sends changes as one batch and waits for the verdict.
-fn send(socket: &mut Socket, changes: &[Request], generation: Option<u32>) -> Result<(), Refused> {
+fn send(socket: &mut Socket, changes: &[Request], generation: u32) -> Result<(), Refused> {
     let count = changes.len() as u32 + 2;
     let first = socket.reserve(count);
     let mut bytes = Vec::new();
@@ -101,11 +102,9 @@ fn send(socket: &mut Socket, changes: &[Request], generation: Option<u32>) -> Re
     let mut begin = vec![0, 0];
     begin.extend(NFNL_SUBSYS_NFTABLES.to_be_bytes());
     let end = begin.clone();
-    if let Some(generation) = generation {
-        begin.extend(8u16.to_ne_bytes());
-        begin.extend(NFNL_BATCH_GENID.to_ne_bytes());
-        begin.extend(generation.to_be_bytes());
-    }
+    begin.extend(8u16.to_ne_bytes());
+    begin.extend(NFNL_BATCH_GENID.to_ne_bytes());
+    begin.extend(generation.to_be_bytes());
     put(NFNL_MSG_BATCH_BEGIN, 0, &begin);
     let last = changes.len() - 1;
     for (at, change) in changes.iter().enumerate() {
@@ -113,7 +112,59 @@ fn send(socket: &mut Socket, changes: &[Request], generation: Option<u32>) -> Re
         put(change.kind, change.flags | if at == last { NLM_F_ACK } else { 0 }, &change.payload);
     }
     put(NFNL_MSG_BATCH_END, 0, &end);
-    socket.commit(&bytes, first, first.wrapping_add(1 + last as u32))
+    socket.commit(&bytes, first, first.wrapping_add(1 + last as u32)).map_err(|(_, refused)| refused)
+}
+
+/// Reads a table of family `inet` as it was at one moment; `None` where there is none.
+pub(crate) fn read_table(socket: &mut Socket, name: &str) -> Result<Option<Table>, Refused> {
+    for _ in 0..TRIES {
+        let before = generation(socket)?;
+        if let Some(table) = read_once(socket, name)?
+            && generation(socket)? == before
+        {
+            return Ok(table);
+        }
+    }
+    Err(Errno::BUSY.into())
+}
+
+/// The table, if it was not changed while one part of it was read.
+fn read_once(socket: &mut Socket, name: &str) -> Result<Option<Option<Table>>, Refused> {
+    let mut dump = Dump::new(name);
+    let mut interrupted = false;
+    let mut ask = |dump: &mut Dump, query: Query<'_>| {
+        let sequence = socket.reserve(1);
+        socket.query(&query.encode(name, sequence), sequence, |datagram| {
+            interrupted |= dump.read(datagram).is_err();
+        })
+    };
+    let result = [Query::Table, Query::Chains, Query::Rules, Query::Sets]
+        .into_iter()
+        .try_for_each(|query| ask(&mut dump, query))
+        .and_then(|()| {
+            let sets: Vec<String> = dump.sets().map(str::to_owned).collect();
+            sets.iter().try_for_each(|set| ask(&mut dump, Query::Elements(set)))
+        });
+    match result {
+        Err(refused) if refused.errno == Errno::NOENT => Ok(Some(None)),
+        Err(refused) => Err(refused),
+        Ok(()) if interrupted => Ok(None),
+        Ok(()) => Ok(Some(dump.finish())),
+    }
+}
+
+/// Carries out a transaction whole or not at all; on a refusal, with the change that was refused as text.
+pub(crate) fn apply(socket: &mut Socket, transaction: &Transaction) -> Result<(), (String, Refused)> {
+    let first = socket.reserve(transaction.changes.len() as u32 + 2);
+    let batch = transaction.encode(first, None);
+    // Long lists of elements take several messages each.
+    let used = batch.acknowledged.wrapping_sub(first).wrapping_add(2);
+    socket.reserve(used);
+    socket.commit(&batch.bytes, first, batch.acknowledged).map_err(|(number, refused)| {
+        let text = transaction.to_string();
+        let change = batch.change(number).and_then(|at| text.lines().nth(at));
+        (change.unwrap_or("the whole transaction").to_owned(), refused)
+    })
 }
 
 /// What a notification is about.

@@ -307,20 +307,49 @@ impl Socket {
         result.map(|()| (list, interrupted))
     }
 
-    /// Sends a batch whose messages are numbered from `first`; the one numbered `last` is acknowledged. The
-    /// first refusal is the answer to the whole.
-    pub(crate) fn commit(&mut self, batch: &[u8], first: u32, last: u32) -> Result<(), Refused> {
-        let count = last.wrapping_sub(first);
+    /// Sends a request that was composed elsewhere with this number, and gives each datagram of the answer to
+    /// `each`, until the kernel ends it.
+    pub(crate) fn query(
+        &mut self,
+        request: &[u8],
+        sequence: u32,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), Refused> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let result = self.send(batch).map_err(Refused::from).and_then(|()| {
+        let result = self.send(request).map_err(Refused::from).and_then(|()| {
             loop {
                 self.receive(&mut buffer)?;
+                each(&buffer);
+                for message in messages(&buffer).filter(|m| m.sequence == sequence) {
+                    match message.kind {
+                        NLMSG_ERROR => return outcome(&message),
+                        NLMSG_DONE => return done(&message),
+                        _ => {}
+                    }
+                }
+            }
+        });
+        self.buffer = buffer;
+        if result.is_err() {
+            self.discard();
+        }
+        result
+    }
+
+    /// Sends a batch whose messages are numbered from `first`; the one numbered `last` is acknowledged. The
+    /// first refusal is the answer to the whole, with the number of the refused message.
+    pub(crate) fn commit(&mut self, batch: &[u8], first: u32, last: u32) -> Result<(), (u32, Refused)> {
+        let count = last.wrapping_sub(first);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = self.send(batch).map_err(|why| (first, why.into())).and_then(|()| {
+            loop {
+                self.receive(&mut buffer).map_err(|why| (first, Refused::from(why)))?;
                 for message in messages(&buffer) {
                     let place = message.sequence.wrapping_sub(first);
                     if message.kind == NLMSG_ERROR && place <= count {
                         let outcome = outcome(&message);
                         if outcome.is_err() || place == count {
-                            return outcome;
+                            return outcome.map_err(|why| (message.sequence, why));
                         }
                     }
                 }
