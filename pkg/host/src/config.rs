@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kilo_mesh::Compatibility;
+use kilo_mesh::{Compatibility, TABLE_NAME};
 
 use crate::wireguard::{Mode, SOCKET_DIR};
 
@@ -43,7 +43,7 @@ impl Default for HostConfig {
             compatibility: Compatibility::default(),
             tunnels: false,
             forward_rules: false,
-            table: "kilo".into(),
+            table: TABLE_NAME.into(),
         }
     }
 }
