@@ -144,15 +144,22 @@ impl LinuxHost {
             }
             Op::AddAddress(new) => {
                 let action = format!("adding address {} to {}", new.net, name(roles, new.dev));
-                self.on_link(roles, new.dev, action, |host, index| address::add(&mut host.route, index, new.net))
+                self.on_link(roles, new.dev, action, |host, index| {
+                    address::add(&mut host.route, index, new.net)
+                })
             }
             Op::DeleteAddress(old) if index(roles, old.dev).is_none() => Ok(()),
             Op::DeleteAddress(old) => {
                 let action = format!("deleting address {} from {}", old.net, name(roles, old.dev));
-                self.on_link(roles, old.dev, action, |host, index| address::delete(&mut host.route, index, old.net))
+                self.on_link(roles, old.dev, action, |host, index| {
+                    address::delete(&mut host.route, index, old.net)
+                })
             }
-            Op::Nftables(transaction) => nftables::apply(&mut self.nftables, transaction)
-                .map_err(|(what, why)| refused(format!("changing nftables table {}: {what}", transaction.table))(why)),
+            Op::Nftables(transaction) => {
+                nftables::apply(&mut self.nftables, transaction).map_err(|(what, why)| {
+                    refused(format!("changing nftables table {}: {what}", transaction.table))(why)
+                })
+            }
             Op::AddForward(accept) => {
                 let action = format!("accepting {} in FORWARD", accept.0);
                 iptables_forward::add(&mut self.nftables, accept).map_err(refused(action.clone()))?;
@@ -176,8 +183,9 @@ impl LinuxHost {
                 None => self.delete_rule_of_missing_link(roles, rule),
             },
             Op::DeleteLink { dev, name } => self.delete_link(roles, *dev, name).await,
-            Op::WriteCni(file) => cni::write(file)
-                .map_err(|why| retry(format!("writing pod ranges into {}", Path::new(&*file.path).display()), why)),
+            Op::WriteCni(file) => cni::write(file).map_err(|why| {
+                retry(format!("writing pod ranges into {}", Path::new(&*file.path).display()), why)
+            }),
             Op::AddRoute(_)
             | Op::ReplaceRoute(_)
             | Op::DeleteRoute(_)
@@ -207,9 +215,10 @@ impl LinuxHost {
         let result = match kind {
             LinkKind::WireGuard => self.wireguard.create(name, mtu).await,
             LinkKind::Ipip => self.create_ipip(name, mtu),
-            LinkKind::Foreign => {
-                Err(retry(format!("using link {name}"), "there is no such link; another program has to make it"))
-            }
+            LinkKind::Foreign => Err(retry(
+                format!("using link {name}"),
+                "there is no such link; another program has to make it",
+            )),
         };
         self.monitor.absorb(name);
         result

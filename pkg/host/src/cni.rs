@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn plugins_that_differ_are_written_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let mixed = r#"{"plugins":[{"ipam":{"ranges":[[{"subnet":"10.2.1.0/24"}]]}},{"ipam":{"ranges":[]}}]}"#;
+        let mixed =
+            r#"{"plugins":[{"ipam":{"ranges":[[{"subnet":"10.2.1.0/24"}]]}},{"ipam":{"ranges":[]}}]}"#;
         assert_eq!(observe(&file(&dir, mixed).path).unwrap().ranges, []);
     }
 

@@ -97,7 +97,12 @@ pub(crate) fn discover(listing: &Listing<'_>, config: &DiscoverConfig) -> Found 
     let public = candidates().find(|net| is_public(net.addr())).or(internal);
     let external = internal.filter(|_| config.prioritise_private_addresses).or(public);
     let private_link = internal.and_then(|internal| {
-        listing.addresses.iter().filter(|(_, net)| net.addr() == internal.addr()).map(|(index, _)| *index).min()
+        listing
+            .addresses
+            .iter()
+            .filter(|(_, net)| net.addr() == internal.addr())
+            .map(|(index, _)| *index)
+            .min()
     });
     Found { internal, external, private_link }
 }

@@ -54,7 +54,12 @@ fn is(found: &(String, String, u32), internal: &str, external: &str, link: u32) 
 #[test]
 fn the_hostname_comes_before_the_default_route_and_that_before_the_rest() {
     let machine = Machine::new(
-        &[("lo", &["127.0.0.1/8"]), ("eth0", &["10.0.0.1/24"]), ("eth1", &["10.1.0.1/24"]), ("a0", &["10.2.0.1/24"])],
+        &[
+            ("lo", &["127.0.0.1/8"]),
+            ("eth0", &["10.0.0.1/24"]),
+            ("eth1", &["10.1.0.1/24"]),
+            ("a0", &["10.2.0.1/24"]),
+        ],
         "eth1",
     );
     is(&machine.texts(&["10.2.0.1"], &any()), "10.2.0.1/24", "10.2.0.1/24", 4);

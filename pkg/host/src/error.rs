@@ -21,7 +21,9 @@ pub(crate) fn fatal(action: impl Into<String>, source: impl Into<Box<dyn Error +
 /// Whether a person has to do something first: give a right, or a kernel that can do it.
 fn severity(errno: Option<Errno>) -> Severity {
     match errno {
-        Some(Errno::PERM | Errno::ACCESS | Errno::ROFS | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => Severity::Fatal,
+        Some(Errno::PERM | Errno::ACCESS | Errno::ROFS | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
+            Severity::Fatal
+        }
         _ => Severity::Retry,
     }
 }

@@ -60,10 +60,12 @@ impl LinuxHost {
         self.watch(tunnel, uplink);
 
         let cilium = self.config.compatibility == Compatibility::Cilium;
-        let cilium_host: Option<IpNet> = links.iter().find(|link| cilium && link.name == CILIUM_HOST).and_then(|link| {
-            let mut nets = addresses.iter().filter(|(index, net)| *index == link.index && net.addr().is_ipv4());
-            nets.next().map(|(_, net)| *net)
-        });
+        let cilium_host: Option<IpNet> =
+            links.iter().find(|link| cilium && link.name == CILIUM_HOST).and_then(|link| {
+                let mut nets =
+                    addresses.iter().filter(|(index, net)| *index == link.index && net.addr().is_ipv4());
+                nets.next().map(|(_, net)| *net)
+            });
         let defaults = Interfaces::default();
         let device = self.wireguard.read().await?;
         Ok(HostFacts {
@@ -104,7 +106,8 @@ impl LinuxHost {
     fn watch(&mut self, tunnel: &str, uplink: Option<&LinkState>) {
         let interest = &mut self.monitor.interest;
         tunnel.clone_into(&mut interest.tunnel);
-        interest.others = [self.private.clone(), uplink.map(|link| link.name.clone())].into_iter().flatten().collect();
+        interest.others =
+            [self.private.clone(), uplink.map(|link| link.name.clone())].into_iter().flatten().collect();
         interest.others.extend(tunnel_names(self.config.compatibility).iter().map(|name| (*name).to_owned()));
         if self.config.compatibility == Compatibility::Cilium {
             interest.others.insert(CILIUM_HOST.to_owned());
@@ -117,11 +120,8 @@ impl LinuxHost {
             return None;
         }
         if self.ipip.is_none() {
-            self.ipip = if links.iter().any(|link| link.name == "tunl0") {
-                Some(true)
-            } else {
-                self.probe_ipip()
-            };
+            self.ipip =
+                if links.iter().any(|link| link.name == "tunl0") { Some(true) } else { self.probe_ipip() };
         }
         self.ipip
     }
@@ -129,14 +129,17 @@ impl LinuxHost {
     fn probe_ipip(&mut self) -> Option<bool> {
         let result = match link::create_ipip(&mut self.route, PROBE) {
             Ok(()) => Some(true),
-            Err(refused) if matches!(refused.errno, Errno::OPNOTSUPP | Errno::NODEV | Errno::NOENT) => Some(false),
+            Err(refused) if matches!(refused.errno, Errno::OPNOTSUPP | Errno::NODEV | Errno::NOENT) => {
+                Some(false)
+            }
             Err(refused) => {
                 tracing::debug!(error = %refused, "Kernel cannot be tried for IPIP");
                 None
             }
         };
         // A tunnel without ends that the module made itself stands for ours: then there is no probe.
-        let probe = link::list(&mut self.route).ok().and_then(|links| links.into_iter().find(|l| l.name == PROBE));
+        let probe =
+            link::list(&mut self.route).ok().and_then(|links| links.into_iter().find(|l| l.name == PROBE));
         if let Some(probe) = probe
             && let Err(refused) = link::delete(&mut self.route, probe.index)
         {

@@ -374,7 +374,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        for text in ["10.2.1.0/24", "10.2.1.7/32", "10.2.0.0/17", "0.0.0.0/0", "fd00:1::/64", "fd00:1::/70", "::/0"] {
+        for text in
+            ["10.2.1.0/24", "10.2.1.7/32", "10.2.0.0/17", "0.0.0.0/0", "fd00:1::/64", "fd00:1::/70", "::/0"]
+        {
             for direction in [Direction::From, Direction::To] {
                 let mut rule = chain_attributes();
                 attribute(&mut rule, 3, &7u64.to_be_bytes());

@@ -29,7 +29,9 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// There is something else in it.
-    #[error("{0} does not hold a WireGuard private key in base64; it is left as it is: restore it, or remove it to let this node become another")]
+    #[error(
+        "{0} does not hold a WireGuard private key in base64; it is left as it is: restore it, or remove it to let this node become another"
+    )]
     Corrupt(PathBuf),
     /// Others may read or write it.
     #[error("{path} has the mode {mode:03o}, but must be for its owner alone: chmod 600 {path}")]

@@ -17,7 +17,9 @@ const GENERAL: [&str; 4] = [
 /// The file of a parameter. A path that leaves `/proc/sys` is refused.
 fn file(path: &str) -> io::Result<PathBuf> {
     let path = Path::new(path);
-    if path.components().all(|part| matches!(part, Component::Normal(_))) && path.components().next().is_some() {
+    if path.components().all(|part| matches!(part, Component::Normal(_)))
+        && path.components().next().is_some()
+    {
         Ok(Path::new(ROOT).join(path))
     } else {
         Err(io::Error::from(io::ErrorKind::InvalidInput))

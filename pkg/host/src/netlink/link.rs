@@ -39,8 +39,7 @@ pub(crate) fn parse(payload: &[u8]) -> Option<LinkState> {
     if header[0] != 0 {
         return None;
     }
-    let mut link =
-        LinkState { index: u32_at(4), name: String::new(), mtu: 0, up: u32_at(8) & IFF_UP != 0 };
+    let mut link = LinkState { index: u32_at(4), name: String::new(), mtu: 0, up: u32_at(8) & IFF_UP != 0 };
     for (kind, value) in attributes(&payload[HEADER..]) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
@@ -58,7 +57,8 @@ pub(crate) fn list(socket: &mut Socket) -> Result<Vec<LinkState>, Refused> {
     payload.extend(IFLA_EXT_MASK.to_ne_bytes());
     payload.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
     let get = Request { kind: RTM_GETLINK, flags: 0, payload };
-    let read = |message: &Message<'_>| (message.kind == RTM_NEWLINK).then(|| parse(message.payload)).flatten();
+    let read =
+        |message: &Message<'_>| (message.kind == RTM_NEWLINK).then(|| parse(message.payload)).flatten();
     let mut links = socket.dump(&get, read)?;
     links.sort_by_key(|link| link.index);
     Ok(links)

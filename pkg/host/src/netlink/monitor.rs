@@ -232,10 +232,9 @@ impl Monitor {
             route::RTM_NEWROUTE | route::RTM_DELROUTE => {
                 self.is_route_event(message).then_some(HostEvent::Routing)
             }
-            rule::RTM_NEWRULE | rule::RTM_DELRULE => {
-                (!self.own_ports.contains(&message.port) && rule::parse(message).is_some())
-                    .then_some(HostEvent::Routing)
-            }
+            rule::RTM_NEWRULE | rule::RTM_DELRULE => (!self.own_ports.contains(&message.port)
+                && rule::parse(message).is_some())
+            .then_some(HostEvent::Routing),
             _ => None,
         }
     }

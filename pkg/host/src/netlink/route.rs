@@ -46,7 +46,8 @@ pub(crate) enum Action {
 
 /// Reads a unicast route from `RTM_NEWROUTE` or `RTM_DELROUTE`; the kernel's own routes are left out.
 pub(crate) fn parse(message: &Message<'_>) -> Option<KernelRoute> {
-    let (RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) = decode(message)? else {
+    let (RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) = decode(message)?
+    else {
         return None;
     };
     read(&route)
@@ -184,8 +185,8 @@ pub(crate) fn apply(
             (Action::Delete, Errno::NODEV) => *answer = Ok(()),
             // The kernel says so of any route to this destination: only the very same one is what was wanted.
             (Action::Add, Errno::EXIST) => {
-                let now =
-                    existing.get_or_insert_with(|| list(socket, route.dst.addr().is_ipv6()).unwrap_or_default());
+                let now = existing
+                    .get_or_insert_with(|| list(socket, route.dst.addr().is_ipv6()).unwrap_or_default());
                 if now.contains(route) {
                     *answer = Ok(());
                 }

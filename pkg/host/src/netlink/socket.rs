@@ -87,7 +87,8 @@ pub(crate) struct Message<'a> {
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let header = bytes.get(..HEADER)?;
-        let u32_at = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let u32_at =
+            |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let u16_at = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
         let length = u32_at(0) as usize;
         let payload = bytes.get(HEADER..length)?;
@@ -196,7 +197,11 @@ impl Socket {
     }
 
     /// Carries out requests in this order, each on its own. `pause` is called between datagrams.
-    pub(crate) fn transact(&mut self, requests: &[Request], mut pause: impl FnMut()) -> Vec<Result<(), Refused>> {
+    pub(crate) fn transact(
+        &mut self,
+        requests: &[Request],
+        mut pause: impl FnMut(),
+    ) -> Vec<Result<(), Refused>> {
         let mut answers: Vec<Result<(), Refused>> = Vec::with_capacity(requests.len());
         let mut rest = requests;
         while !rest.is_empty() {
@@ -431,9 +436,9 @@ fn done(message: &Message<'_>) -> Result<(), Refused> {
 }
 
 fn message_text(bytes: &[u8]) -> Option<String> {
-    attributes(bytes).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG).map(|(_, value)| {
-        String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
-    })
+    attributes(bytes)
+        .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
+        .map(|(_, value)| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned())
 }
 
 #[cfg(test)]
