@@ -8,8 +8,8 @@ test: ## the one list of checks
 
 demo: ## a mesh in network namespaces, e.g. make demo ARGS=--check
 	@bash .ci/install demo
-	cargo build -p kilo-kg -p kilo-kgctl
-	cargo run -p kilo-e2e --bin demo -- $(ARGS)
+	cargo build --locked --workspace --bins
+	@$${CARGO_TARGET_DIR:-target}/debug/demo $(ARGS)
 
 image: ## the tree of the image, tried in an empty chroot
 	@bash .ci/check-image target/image
