@@ -1,0 +1,191 @@
+//! Every metric of `kg`, by name. Gauges are read from the agent's status when they are asked for; counters
+//! and durations are the agent's own.
+//!
+//! Kilo's names keep their meaning: `kilo_errors_total`, `kilo_leader`, `kilo_nodes`, `kilo_peers`,
+//! `kilo_reconciles_total`. Its `kilo_iptables_operations_total` counted runs of a program that is no longer
+//! run; `kilo_operations_total` counts what is done instead.
+
+use std::sync::atomic::Ordering;
+
+use kilo_agent::{DURATION_BUCKETS, Handle, WatchState};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder as _, Registry, TextEncoder};
+
+use crate::args::VERSION;
+
+/// The metrics of one agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// The metrics of the agent behind this handle, and those of the process.
+    pub fn new(agent: Handle) -> anyhow::Result<Self> {
+        let registry = Registry::new();
+        registry.register(Box::new(AgentCollector { agent }))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self { registry })
+    }
+
+    /// The text exposition format and its content type.
+    pub fn text(&self) -> anyhow::Result<(String, String)> {
+        let encoder = TextEncoder::new();
+        let mut out = Vec::new();
+        encoder.encode(&self.registry.gather(), &mut out)?;
+        Ok((encoder.format_type().to_owned(), String::from_utf8(out)?))
+    }
+}
+
+/// Reads an agent's state when asked.
+struct AgentCollector {
+    agent: Handle,
+}
+
+impl Collector for AgentCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        // An unchecked collector: which series there are depends on what has happened.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let status = self.agent.status.borrow().clone();
+        let stats = &self.agent.stats;
+        let mut families = vec![
+            gauge(
+                "kilo_build_info",
+                "Constant 1, with the version.",
+                [(vec![("version", VERSION.to_owned())], 1.0)],
+            ),
+            counter(
+                "kilo_reconciles_total",
+                "Number of reconciliation attempts.",
+                [(vec![], stats.reconciles.load(Ordering::Relaxed))],
+            ),
+            counter(
+                "kilo_errors_total",
+                "Number of errors that occurred while administering the mesh.",
+                stats.errors().into_iter().map(|(event, n)| (vec![("event", event.as_str().to_owned())], n)),
+            ),
+            counter(
+                "kilo_operations_total",
+                "Number of changes of the host, by kind and result.",
+                stats.ops().into_iter().map(|((kind, ok), n)| {
+                    let result = if ok { "ok" } else { "error" };
+                    (vec![("kind", kind.to_owned()), ("result", result.to_owned())], n)
+                }),
+            ),
+            gauge(
+                "kilo_watch_up",
+                "Whether objects of this kind are being watched.",
+                status.watches.iter().map(|(kind, state)| {
+                    (vec![("kind", kind.as_str().to_owned())], f64::from(u8::from(*state == WatchState::Up)))
+                }),
+            ),
+            gauge(
+                "kilo_findings",
+                "Number of findings on objects and the host.",
+                [(vec![], status.findings.len() as f64)],
+            ),
+            durations(stats.durations()),
+        ];
+        if let Some(at) = status.last_success {
+            families.push(gauge(
+                "kilo_last_success_timestamp_seconds",
+                "When the host last was as planned.",
+                [(vec![], at as f64)],
+            ));
+        }
+        if let Some(plan) = &status.plan {
+            let topology = plan.mesh.as_ref().map(|mesh| &mesh.topology);
+            let leader = topology.is_some_and(|topology| topology.leader);
+            let peers = topology.map_or(0, |topology| topology.peers.len());
+            families.push(gauge(
+                "kilo_leader",
+                "Leadership status of the node.",
+                [(vec![], f64::from(u8::from(leader)))],
+            ));
+            families.push(gauge(
+                "kilo_nodes",
+                "Number of nodes in the mesh.",
+                [(vec![], plan.ready_nodes.len() as f64)],
+            ));
+            families.push(gauge("kilo_peers", "Number of peers in the mesh.", [(vec![], peers as f64)]));
+        }
+        families.retain(|family| !family.get_metric().is_empty());
+        families
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn metric(labels: Labels) -> Metric {
+    let mut metric = Metric::default();
+    metric.set_label(
+        labels
+            .into_iter()
+            .map(|(name, value)| {
+                let mut label = LabelPair::default();
+                label.set_name(name.to_owned());
+                label.set_value(value);
+                label
+            })
+            .collect(),
+    );
+    metric
+}
+
+fn gauge(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, f64)>) -> MetricFamily {
+    let metrics = series.into_iter().map(|(labels, value)| {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        let mut metric = metric(labels);
+        metric.set_gauge(gauge);
+        metric
+    });
+    family(name, help, MetricType::GAUGE, metrics.collect())
+}
+
+fn counter(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, u64)>) -> MetricFamily {
+    let metrics = series.into_iter().map(|(labels, value)| {
+        let mut counter = Counter::default();
+        counter.set_value(value as f64);
+        let mut metric = metric(labels);
+        metric.set_counter(counter);
+        metric
+    });
+    family(name, help, MetricType::COUNTER, metrics.collect())
+}
+
+fn durations(durations: kilo_agent::Durations) -> MetricFamily {
+    let mut histogram = Histogram::default();
+    let mut so_far = 0;
+    let buckets = DURATION_BUCKETS.iter().zip(durations.counts).map(|(&bound, count)| {
+        so_far += count;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(so_far);
+        bucket
+    });
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(durations.counts.iter().sum());
+    histogram.set_sample_sum(durations.sum);
+    let mut metric = metric(Vec::new());
+    metric.set_histogram(histogram);
+    family(
+        "kilo_reconcile_duration_seconds",
+        "How long a reconciliation took.",
+        MetricType::HISTOGRAM,
+        vec![metric],
+    )
+}
