@@ -21,6 +21,7 @@ pub fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<u8> {
     }
     let old = Mesh::read(global, &source(&args.filename), &args.agent)?;
     let new = Mesh::read(global, &source(&args.to), &args.agent)?;
+    new.tell_notes();
     let known: BTreeSet<_> = old.findings.iter().collect();
     for finding in new.findings.iter().filter(|finding| !known.contains(finding)) {
         out::note(&format!("warning: {finding}"));

@@ -11,7 +11,7 @@ use crate::out;
 /// When the input is bad or no node is ready.
 pub fn run(global: &Global, args: &GraphArgs) -> anyhow::Result<()> {
     let mesh = Mesh::read(global, &args.source, &AgentArgs::default())?;
-    mesh.warn();
+    mesh.tell();
     let local = mesh.ready_nodes().last().ok_or_else(|| message("no node is ready"))?;
     let (topology, _) = mesh.topology(local)?;
     out::print(&topology.dot())?;

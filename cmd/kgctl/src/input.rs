@@ -24,6 +24,8 @@ pub struct Input {
     pub findings: Vec<Finding>,
     /// The settings of a plan that was among the files.
     pub config: Option<Config>,
+    /// The time of such a plan.
+    pub now: Option<u64>,
     /// The objects are those of a cluster at this moment.
     pub live: bool,
 }
@@ -143,6 +145,7 @@ impl Input {
 
     /// Takes objects and settings from a plan's own input.
     fn replay(&mut self, origin: &str, mut plan: Value) -> anyhow::Result<()> {
+        self.now = plan.get("now").and_then(Value::as_u64);
         let input = plan.get_mut("input").map(Value::take).unwrap_or_default();
         if input.is_null() {
             return Err(message(format!("{origin}: this plan holds no input to plan from")));

@@ -21,8 +21,10 @@ pub struct Mesh {
     pub nodes: Vec<Node>,
     /// Peers, in the order of the input.
     pub peers: Vec<Peer>,
-    /// What is wrong with objects and flags.
+    /// What is wrong with objects.
     pub findings: Vec<Finding>,
+    /// What was taken for granted.
+    notes: Vec<&'static str>,
     /// Settings; the local node's name is that of a plan that was read, or empty.
     pub config: Config,
     /// Time, names and machines; the time is always there.
@@ -59,13 +61,14 @@ impl Mesh {
             })
             .collect();
         let facts = facts.unwrap_or_default();
-        let now = facts.now.unwrap_or_else(|| if input.live { clock() } else { newest(&nodes) });
+        let now = facts.now.or(input.now);
+        let now = now.unwrap_or_else(|| if input.live { clock() } else { newest(&nodes) });
         let replayed = input.config.is_some();
         if !replayed && let Some(subnet) = announced_subnet(&nodes) {
             config.subnet = subnet;
         }
         agent.apply(&mut config);
-        let mut mesh = Self { input, nodes, peers, findings, config, facts, now };
+        let mut mesh = Self { input, nodes, peers, findings, notes: Vec::new(), config, facts, now };
         mesh.config.granularity = match global.mesh_granularity {
             MeshGranularity::Location => Granularity::Location,
             MeshGranularity::Full => Granularity::Full,
@@ -88,11 +91,15 @@ impl Mesh {
         Ok(Self::new(input::read(&source.filename, global)?, facts, global, agent))
     }
 
-    /// Tells on the standard error what is wrong with objects and flags.
-    pub fn warn(&self) {
-        for finding in &self.findings {
-            out::note(&format!("warning: {finding}"));
-        }
+    /// Tells on the standard error what was taken for granted.
+    pub fn tell_notes(&self) {
+        self.notes.iter().for_each(|note| out::note(&format!("note: {note}")));
+    }
+
+    /// Tells on the standard error what was taken for granted and what is wrong with objects.
+    pub fn tell(&self) {
+        self.tell_notes();
+        self.findings.iter().for_each(|finding| out::note(&format!("warning: {finding}")));
     }
 
     /// The mesh as this node computes it, with what is found wrong on the way. Endpoints that a device has seen
@@ -130,12 +137,7 @@ impl Mesh {
         let said: Vec<Granularity> = self.ready_nodes().filter_map(|node| node.granularity).collect();
         let Some(first) = said.first().copied() else {
             if self.ready_nodes().next().is_some() {
-                self.findings.push(Finding::new(
-                    "Mesh",
-                    "--mesh-granularity",
-                    "auto",
-                    "no ready node announces its granularity; it is taken to be location",
-                ));
+                self.notes.push("no ready node announces its granularity; it is taken to be location");
             }
             return Granularity::default();
         };
@@ -145,12 +147,7 @@ impl Mesh {
             Granularity::Full => Granularity::Location,
         };
         if firsts < said.len() {
-            self.findings.push(Finding::new(
-                "Mesh",
-                "kilo.squat.ai/granularity",
-                "",
-                "the nodes announce different granularities; that of most is taken",
-            ));
+            self.notes.push("the nodes announce different granularities; that of most is taken");
         }
         if 2 * firsts >= said.len() { first } else { other }
     }

@@ -28,6 +28,7 @@ pub fn run(global: &Global, args: &PlanArgs) -> anyhow::Result<()> {
         let view = Understood { findings: &mesh.findings, translated };
         return print(args.output, &view, || format!("{}{}", view.translated, findings_text(view.findings)));
     }
+    mesh.tell_notes();
     mesh.config.hostname = name;
     let node = mesh.node(&mesh.config.hostname)?;
     let facts = mesh.facts_of(node);

@@ -17,7 +17,7 @@ use crate::{form, out};
 /// When the input is bad or there is no such node.
 pub fn node(global: &Global, args: &ShowconfArgs) -> anyhow::Result<()> {
     let mesh = Mesh::read(global, &args.source, &AgentArgs::default())?;
-    mesh.warn();
+    mesh.tell();
     let (topology, _) = mesh.topology(mesh.ready_node(&args.name)?)?;
     if !topology.leader {
         out::note(&format!("Node {:?} is not a leader node", args.name));
@@ -38,7 +38,7 @@ pub fn node(global: &Global, args: &ShowconfArgs) -> anyhow::Result<()> {
 /// When the input is bad or there is no such peer.
 pub fn peer(global: &Global, args: &ShowconfArgs) -> anyhow::Result<()> {
     let mesh = Mesh::read(global, &args.source, &AgentArgs::default())?;
-    mesh.warn();
+    mesh.tell();
     let peer = mesh.ready_peer(&args.name)?;
     if args.as_peer {
         return as_peer(args, wireguard_peer(peer)?);

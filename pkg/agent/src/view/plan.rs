@@ -202,6 +202,9 @@ pub struct RouteView {
     /// The table, if it is not the main one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<u32>,
+    /// The route follows from the mesh, and this host cannot have it.
+    #[serde(rename = "leftOut", skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
 }
 
 /// A policy rule.
@@ -295,7 +298,7 @@ impl MeshView {
                 .collect(),
             conf: ConfView::new(&topology.conf()),
             as_peer: WgPeerView::new(&topology.as_peer()),
-            routes: mesh.routes().iter().map(|route| RouteView::new(route, interfaces)).collect(),
+            routes: routes(mesh, interfaces),
             rules: mesh.rules().iter().map(|rule| RuleView::new(rule, interfaces)).collect(),
             tunnel_address: mesh.tunnel_address,
             firewall: mesh.firewall.clone(),
@@ -351,9 +354,17 @@ impl WgPeerView {
     }
 }
 
+/// The routes that the host should have and those that it cannot have, sorted.
+fn routes(mesh: &Mesh, interfaces: &Interfaces) -> Vec<RouteView> {
+    let mut routes: Vec<(Route, bool)> = mesh.desired.routes.iter().map(|route| (*route, false)).collect();
+    routes.extend(mesh.left_out.iter().map(|route| (*route, true)));
+    routes.sort_unstable();
+    let view = |(route, left_out)| RouteView { left_out, ..RouteView::new(&route, interfaces) };
+    routes.into_iter().map(view).collect()
+}
+
 impl RouteView {
-    /// The route in words that people know.
-    pub fn new(route: &Route, interfaces: &Interfaces) -> Self {
+    fn new(route: &Route, interfaces: &Interfaces) -> Self {
         Self {
             dst: route.dst,
             via: route.via,
@@ -361,13 +372,13 @@ impl RouteView {
             src: route.src,
             onlink: route.onlink,
             table: (route.table != MAIN_TABLE).then_some(route.table),
+            left_out: false,
         }
     }
 }
 
 impl RuleView {
-    /// The rule in words that people know.
-    pub fn new(rule: &Rule, interfaces: &Interfaces) -> Self {
+    fn new(rule: &Rule, interfaces: &Interfaces) -> Self {
         Self {
             src: rule.src,
             dst: rule.dst,

@@ -25,7 +25,10 @@ impl fmt::Display for RouteView {
         if let Some(src) = self.src {
             write!(f, " src {src}")?;
         }
-        if self.onlink { f.write_str(" onlink") } else { Ok(()) }
+        if self.onlink {
+            f.write_str(" onlink")?;
+        }
+        if self.left_out { f.write_str(" (left out)") } else { Ok(()) }
     }
 }
 
@@ -59,9 +62,10 @@ impl fmt::Display for PlanView {
             page.list("Rules", &mesh.rules);
             page.firewall(mesh);
         }
-        if !self.annotations.is_empty() {
-            page.heading("Annotations", self.annotations.len());
-            page.pairs(self.annotations.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        let annotations = || self.annotations.iter().filter(|(_, value)| !value.is_empty());
+        if annotations().next().is_some() {
+            page.heading("Annotations", annotations().count());
+            page.pairs(annotations().map(|(name, value)| (name.as_str(), value.clone())));
         }
         page.left_out(self);
         page.list("Findings", &self.findings);
@@ -171,7 +175,13 @@ impl Page {
                 ("WireGuard", format!("{}, UDP port {}", mesh.wireguard_cidr, mesh.listen_port)),
                 ("MTU", format!("{}: {}", mesh.mtu.value, mesh.mtu.reason)),
                 ("tunnel address", text(mesh.tunnel_address)),
-                ("links", format!("{}, {}, {}", names.wireguard, names.private, names.tunnel)),
+                (
+                    "links",
+                    format!(
+                        "{} (WireGuard), {} (private address), {} (tunnel)",
+                        names.wireguard, names.private, names.tunnel
+                    ),
+                ),
             ]
             .into_iter(),
         );
