@@ -1,0 +1,6 @@
+//! The built program, judged from outside.
+
+mod common;
+mod plan;
+mod show;
+mod usage;
