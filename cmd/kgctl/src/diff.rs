@@ -27,8 +27,9 @@ pub fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<u8> {
         out::note(&format!("warning: {finding}"));
     }
     let text = compare(&old, &new);
-    out::print(&if out::colours() { out::changes(&text) } else { text.clone() })?;
-    Ok(if text.is_empty() { OK } else { ERROR })
+    let code = if text.is_empty() { OK } else { ERROR };
+    out::print(&if out::colours() { out::changes(&text) } else { text })?;
+    Ok(code)
 }
 
 /// The nodes of either side that change, by name, each with its changes.

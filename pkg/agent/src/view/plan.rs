@@ -220,6 +220,9 @@ pub struct RuleView {
     pub iif: Option<String>,
     /// The table to look in.
     pub table: u32,
+    /// The rule follows from the mesh, and this host cannot have it.
+    #[serde(rename = "leftOut", skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
 }
 
 /// What a plan was made from: the arguments of [`kilo_mesh::plan`] and the objects behind them.
@@ -299,7 +302,7 @@ impl MeshView {
             conf: ConfView::new(&topology.conf()),
             as_peer: WgPeerView::new(&topology.as_peer()),
             routes: routes(mesh, interfaces),
-            rules: mesh.rules().iter().map(|rule| RuleView::new(rule, interfaces)).collect(),
+            rules: rules(mesh, interfaces),
             tunnel_address: mesh.tunnel_address,
             firewall: mesh.firewall.clone(),
             mtu: mesh.mtu.clone(),
@@ -357,10 +360,19 @@ impl WgPeerView {
 /// The routes that the host should have and those that it cannot have, sorted.
 fn routes(mesh: &Mesh, interfaces: &Interfaces) -> Vec<RouteView> {
     let mut routes: Vec<(Route, bool)> = mesh.desired.routes.iter().map(|route| (*route, false)).collect();
-    routes.extend(mesh.left_out.iter().map(|route| (*route, true)));
+    routes.extend(mesh.left_out.routes.iter().map(|route| (*route, true)));
     routes.sort_unstable();
     let view = |(route, left_out)| RouteView { left_out, ..RouteView::new(&route, interfaces) };
     routes.into_iter().map(view).collect()
+}
+
+/// The rules, in the same way.
+fn rules(mesh: &Mesh, interfaces: &Interfaces) -> Vec<RuleView> {
+    let mut rules: Vec<(Rule, bool)> = mesh.desired.rules.iter().map(|rule| (*rule, false)).collect();
+    rules.extend(mesh.left_out.rules.iter().map(|rule| (*rule, true)));
+    rules.sort_unstable();
+    let view = |(rule, left_out)| RuleView { left_out, ..RuleView::new(&rule, interfaces) };
+    rules.into_iter().map(view).collect()
 }
 
 impl RouteView {
@@ -384,6 +396,7 @@ impl RuleView {
             dst: rule.dst,
             iif: rule.iif.map(|dev| link(dev, interfaces)),
             table: rule.table,
+            left_out: false,
         }
     }
 }

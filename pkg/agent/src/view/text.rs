@@ -43,7 +43,8 @@ impl fmt::Display for RuleView {
         if let Some(iif) = &self.iif {
             write!(f, " iif {iif}")?;
         }
-        write!(f, " lookup {}", self.table)
+        write!(f, " lookup {}", self.table)?;
+        if self.left_out { f.write_str(" (left out)") } else { Ok(()) }
     }
 }
 
