@@ -332,3 +332,61 @@ fn boxed(error: impl Error + Send + Sync + 'static) -> Box<dyn Error + Send + Sy
 fn failed(action: String, source: impl Into<Box<dyn Error + Send + Sync>>) -> HostError {
     HostError { action, severity: Severity::Retry, source: source.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(interface: &str) -> Result<WireGuard, HostError> {
+        WireGuard::open(WireGuardConfig {
+            mode: Mode::Userspace,
+            interface: interface.into(),
+            data_dir: PathBuf::from("/nonexistent"),
+            create: true,
+            socket_dir: PathBuf::from("/nonexistent"),
+        })
+    }
+
+    #[test]
+    fn modes_and_names_are_checked() {
+        for name in Mode::NAMES {
+            assert!(name.parse::<Mode>().is_ok(), "{name}");
+        }
+        let error = "wg".parse::<Mode>().expect_err("no mode");
+        assert_eq!(error, "unknown WireGuard \"wg\"; possible values are: auto, kernel, userspace");
+        for name in ["", "..", "a/b", "a b", "sixteencharacter"] {
+            assert!(open(name).is_err(), "{name}");
+        }
+        assert!(open("kilo0").is_ok());
+    }
+
+    /// The host's seam wants futures that may move between threads.
+    #[test]
+    fn futures_can_be_sent() {
+        fn check(_: impl Send) {}
+        let mut wireguard = open("kilo0").expect("a name");
+        let key = PrivateKey::from_bytes([1; 32]);
+        check(wireguard.create("kilo0", None));
+        check(wireguard.read());
+        check(wireguard.configure(&DeviceChange { public_key: None, listen_port: None }, &key));
+        check(wireguard.apply_peers(&[]));
+        check(wireguard.delete());
+        check(wireguard.close());
+    }
+
+    #[tokio::test]
+    async fn without_a_device_operations_fail_and_errors_hold_no_secrets() {
+        let mut wireguard = open("kilo0").expect("a name");
+        let key = PrivateKey::from_bytes([1; 32]);
+        let wrong = DeviceChange {
+            public_key: Some(PrivateKey::from_bytes([2; 32]).public_key()),
+            listen_port: None,
+        };
+        let error = wireguard.configure(&wrong, &key).await.expect_err("another key");
+        assert_eq!(error.severity, Severity::Fatal);
+        assert!(!format!("{error:?}").contains(&*key.secret_base64()));
+        let ops = [Op::RemovePeer(key.public_key()), Op::SetUp(kilo_state::Dev::WireGuard)];
+        let results = wireguard.apply_peers(&ops).await;
+        assert!(results.len() == 2 && results.iter().all(Result::is_err));
+    }
+}

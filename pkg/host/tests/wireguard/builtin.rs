@@ -78,6 +78,7 @@ pub fn others_are_left_alone(mode: &str, crowd: u32, messages: u64) {
     let after = a.wg()[&b.public()].clone();
     println!("{mode}, {crowd} other peers: {result:?}, operations 3, messages {}", end.1 - start.1);
     assert_eq!(result.sent, result.received, "{result:?}");
+    assert!(result.gap < std::time::Duration::from_secs(1), "{result:?}");
     assert!(after.handshake.abs_diff(before.handshake) <= 1, "{before:?} {after:?}");
     assert!(after.rx > before.rx + 5000 && after.tx > before.tx + 5000, "{before:?} {after:?}");
 }
@@ -86,6 +87,23 @@ pub fn others_are_left_alone(mode: &str, crowd: u32, messages: u64) {
 fn changes_leave_other_peers_alone() {
     if can_run() {
         others_are_left_alone("userspace", 1000, 3);
+    }
+}
+
+/// Long streams make the kernel hand over and take many segments in one piece.
+#[test]
+fn streams_arrive_as_they_were_sent() {
+    if !can_run() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let (mut a, mut b) = pair("userspace", data.path());
+    for address in ["10.9.0.2:7", "[fd99::2]:7"] {
+        b.ask(&format!("sink {address}"));
+        let start = std::time::Instant::now();
+        let sent = a.ask(&format!("pour {address} 20"));
+        assert_eq!(b.ask("sunk"), sent, "{address}");
+        println!("20 MiB to {address} in {:?}", start.elapsed());
     }
 }
 

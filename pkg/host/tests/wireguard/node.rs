@@ -1,7 +1,8 @@
 //! A process that drives one [`WireGuard`] by lines on its standard input and answers each with one line.
 
-use std::io::{BufRead as _, Write as _};
-use std::net::SocketAddr;
+use std::hash::{DefaultHasher, Hasher as _};
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use ipnet::IpNet;
 use kilo_host::wireguard::{SOCKET_DIR, WireGuard, WireGuardConfig};
@@ -18,6 +19,7 @@ fn node_process() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut wireguard: Option<WireGuard> = None;
+        let mut sink = None;
         for line in std::io::stdin().lock().lines() {
             let line = line.unwrap();
             let words: Vec<&str> = line.split(' ').collect();
@@ -31,6 +33,13 @@ fn node_process() {
                 })
                 .map(|w| wireguard = Some(w))
                 .map_or_else(|e| error(&e), |()| "ok".into()),
+                ["sink", address] => {
+                    let listener = TcpListener::bind(address).unwrap();
+                    sink = Some(std::thread::spawn(move || drain(&listener)));
+                    "ok".into()
+                }
+                ["sunk"] => sink.take().unwrap().join().unwrap(),
+                ["pour", address, megabytes] => pour(address, megabytes.parse().unwrap()),
                 _ => command(wireguard.as_mut().unwrap(), &words).await,
             };
             println!("\nanswer {answer}");
@@ -96,6 +105,38 @@ async fn command(wireguard: &mut WireGuard, words: &[&str]) -> String {
         }
         other => panic!("unknown command {other:?}"),
     }
+}
+
+/// Takes one connection to its end: length and hash of what came.
+fn drain(listener: &TcpListener) -> String {
+    let (mut stream, _) = listener.accept().unwrap();
+    let (mut buffer, mut length, mut hash) = (vec![0; 1 << 16], 0, DefaultHasher::new());
+    loop {
+        let n = stream.read(&mut buffer).unwrap();
+        if n == 0 {
+            return format!("{length} {:x}", hash.finish());
+        }
+        length += n;
+        // In bytes: reads end anywhere.
+        buffer[..n].iter().for_each(|b| hash.write_u8(*b));
+    }
+}
+
+/// Sends that much that does not repeat itself: length and hash of it.
+fn pour(address: &str, megabytes: usize) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let (mut state, mut hash) = (1u64, DefaultHasher::new());
+    for _ in 0..megabytes {
+        let block: Vec<u8> = (0..1 << 20)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+            .collect();
+        block.iter().for_each(|b| hash.write_u8(*b));
+        stream.write_all(&block).unwrap();
+    }
+    format!("{} {:x}", megabytes << 20, hash.finish())
 }
 
 /// Adds that many peers that nobody is behind, with two ranges each; answers with milliseconds.
