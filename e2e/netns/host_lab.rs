@@ -52,13 +52,13 @@ pub(crate) fn config(world: &World) -> HostConfig {
 }
 
 /// A cable from `eth0` here to `eth0` there, with the addresses `.10` and `.11` of 192.168.5.0/24 and
-/// fd05::/64.
+/// fd00:5::/64.
 pub(crate) fn neighbour(world: &World) -> Result<kilo_testkit::netns::Ns> {
     let other = world.ns("other")?;
     world.ip("link add eth0 type veth peer name eth0 netns other")?;
-    sh("ip link set eth0 up; ip addr add 192.168.5.10/24 dev eth0; ip addr add fd05::10/64 dev eth0 nodad; \
+    sh("ip link set eth0 up; ip addr add 192.168.5.10/24 dev eth0; ip addr add fd00:5::10/64 dev eth0 nodad; \
         echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")?;
-    other.sh("ip link set eth0 up; ip addr add 192.168.5.11/24 dev eth0; ip addr add fd05::11/64 dev eth0 nodad")?;
+    other.sh("ip link set eth0 up; ip addr add 192.168.5.11/24 dev eth0; ip addr add fd00:5::11/64 dev eth0 nodad")?;
     world.forward(&other)?;
     Ok(other)
 }

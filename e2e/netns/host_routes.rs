@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use kilo_agent::{Host, HostEvent};
-use kilo_e2e::{World, tests};
+use kilo_e2e::{World, figure, tests};
 use kilo_state::{Desired, Dev, MAIN_TABLE, Op, Route, Rule, TABLE, diff};
 
 use super::host_lab::{KILO0, apply, config, event, json, kilo0, neighbour, net, open, reach, sh, wait};
@@ -30,9 +30,9 @@ fn leader() -> Desired {
         route(MAIN_TABLE, "10.2.3.0/24", Dev::Private, Some("192.168.5.11"), None),
         route(MAIN_TABLE, "10.5.0.1/32", Dev::WireGuard, None, Some("192.168.5.10")),
         route(TABLE, "192.168.9.9/32", Dev::Private, Some("192.168.5.11"), None),
-        route(MAIN_TABLE, "fd02:2::/64", Dev::WireGuard, Some("fd04::2"), Some("fd05::10")),
+        route(MAIN_TABLE, "fd02:2::/64", Dev::WireGuard, Some("fd04::2"), Some("fd00:5::10")),
         route(MAIN_TABLE, "fd06::1/128", Dev::WireGuard, None, None),
-        route(TABLE, "fd09::9/128", Dev::Private, Some("fd05::11"), None),
+        route(TABLE, "fd09::9/128", Dev::Private, Some("fd00:5::11"), None),
     ];
     routes.sort_unstable();
     let rule = |src: Option<&str>, dst: &str, iif| Rule { src: src.map(net), dst: net(dst), iif, table: TABLE };
@@ -59,15 +59,16 @@ fn desired_is_reached_and_known_again_after_a_restart(world: &World) -> Result<(
         for line in [
             "10.2.2.0/24 via 10.4.0.2 dev kilo0 proto 75 src 192.168.5.10 onlink",
             "10.2.3.0/24 via 192.168.5.11 dev eth0 proto 75 onlink",
-            "10.5.0.1 dev kilo0 proto 75 scope link src 192.168.5.10",
+            "10.5.0.1 dev kilo0 proto 75 src 192.168.5.10",
             "192.168.9.9 via 192.168.5.11 dev eth0 proto 75 onlink",
             "32000:\tfrom 10.2.1.0/24 to 192.168.9.9 lookup 1107 proto 75",
             "32000:\tfrom all to 192.168.9.9 iif kilo0 lookup 1107 proto 75",
             "32000:\tfrom all to fd09::9 iif kilo0 lookup 1107 proto 75",
         ] {
-            let without_scope = line.replace(" scope link", "");
+            // Nobody reads from the TUN, so that its routes are marked "linkdown".
+            let same = |found: &str| found.trim().trim_end_matches(" linkdown") == line;
             ensure!(
-                text.lines().any(|found| [line, &without_scope].contains(&found.trim())),
+                text.lines().any(same),
                 "no line {line:?} in\n{text}"
             );
         }
@@ -143,7 +144,7 @@ fn what_others_made_stays(world: &World) -> Result<()> {
         ip route add 10.51.0.0/16 via 192.168.5.11 proto bird; ip route add blackhole 10.52.0.0/16; \
         ip route add 10.2.2.0/24 via 192.168.5.11 metric 500; ip route add 10.53.0.0/16 dev kilo0 proto bird; \
         ip route add 10.2.2.0/24 via 192.168.5.11 table 99; ip rule add fwmark 7 lookup 99; \
-        ip rule add from 10.6.0.0/16 lookup 99; ip -6 route add fd50::/64 via fd05::11; \
+        ip rule add from 10.6.0.0/16 lookup 99; ip -6 route add fd50::/64 via fd00:5::11; \
         ip rule add fwmark 9 to 192.168.9.9 lookup 1107")?;
     let show = "ip route show table all; ip -6 route show table main; ip rule; ip -6 rule";
     let before = sh(show)?;
@@ -217,7 +218,9 @@ fn twenty_thousand_routes(world: &World) -> Result<()> {
         apply(&mut host, &ops).await?;
         let removed = start.elapsed();
         ensure!(!sh("ip route; ip -6 route")?.contains("proto 75"));
-        println!("20000 routes: added in {added:?}, read in {read:?}, removed in {removed:?}");
+        figure(&format!(
+            "20000 routes: added in {added:.2?}, everything read in {read:.2?}, removed in {removed:.2?}"
+        ));
         ensure!(added < Duration::from_secs(2), "adding took {added:?}");
         Ok(())
     })

@@ -1,5 +1,6 @@
 //! Unicast routes of the main table and Kilo's, written thousands at a time.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -177,7 +178,7 @@ pub(crate) fn apply(
 ) -> Vec<Result<(), Refused>> {
     let requests: Vec<Request> = changes.iter().map(|(action, route)| change(*action, route)).collect();
     let mut answers = socket.transact(&requests, &mut pause);
-    let mut existing = None;
+    let mut existing: Option<BTreeSet<KernelRoute>> = None;
     for ((action, route), answer) in changes.iter().zip(&mut answers) {
         let Err(refused) = answer else { continue };
         match (action, refused.errno) {
@@ -185,8 +186,10 @@ pub(crate) fn apply(
             (Action::Delete, Errno::NODEV) => *answer = Ok(()),
             // The kernel says so of any route to this destination: only the very same one is what was wanted.
             (Action::Add, Errno::EXIST) => {
-                let now = existing
-                    .get_or_insert_with(|| list(socket, route.dst.addr().is_ipv6()).unwrap_or_default());
+                let now = existing.get_or_insert_with(|| {
+                    let ipv6 = changes.iter().any(|(_, route)| route.dst.addr().is_ipv6());
+                    list(socket, ipv6).map(BTreeSet::from_iter).unwrap_or_default()
+                });
                 if now.contains(route) {
                     *answer = Ok(());
                 }
