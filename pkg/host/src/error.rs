@@ -45,3 +45,24 @@ pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> HostErr
         source: Box::new(source),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_right_is_not_tried_again() {
+        let of = |errno: Errno| refused("adding a route")(errno.into()).severity;
+        assert_eq!(of(Errno::PERM), Severity::Fatal);
+        assert_eq!(of(Errno::NETUNREACH), Severity::Retry);
+        assert_eq!(io("reading")(std::io::ErrorKind::UnexpectedEof.into()).severity, Severity::Retry);
+    }
+
+    #[test]
+    fn the_kernels_words_are_the_cause() {
+        let source = Refused { errno: Errno::INVAL, text: Some("Nexthop has invalid gateway".into()) };
+        let error = refused("adding route 10.2.3.0/24 via kilo0")(source);
+        assert_eq!(error.to_string(), "adding route 10.2.3.0/24 via kilo0");
+        assert_eq!(error.source.to_string(), "Invalid argument (os error 22) (Nexthop has invalid gateway)");
+    }
+}

@@ -23,7 +23,7 @@ impl LinuxHost {
     /// Finds everything, the hostname's addresses included.
     pub(crate) async fn discover_facts(&mut self, config: &DiscoverConfig) -> Result<HostFacts, HostError> {
         self.discovery = config.clone();
-        self.hostname = resolve(&config.hostname, HOSTNAME).await.unwrap_or_default();
+        self.hostname = resolve(config.hostname.clone(), HOSTNAME).await.unwrap_or_default();
         let facts = self.read_facts().await?;
         if facts.external_ip.is_none() {
             let why = "no link has an address but loopback, link-local ones, and those of the mesh";

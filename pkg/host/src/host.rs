@@ -121,6 +121,6 @@ impl Host for LinuxHost {
     }
 
     fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static {
-        async move { resolve(&name, ENDPOINT).await }
+        resolve(name, ENDPOINT)
     }
 }

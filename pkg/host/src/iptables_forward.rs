@@ -153,7 +153,7 @@ fn expressions(net: &IpNet, direction: Direction) -> Vec<u8> {
     list
 }
 
-fn value<'a>(bytes: &'a [u8], wanted: u16) -> Option<&'a [u8]> {
+fn value(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 

@@ -1,7 +1,7 @@
 //! This machine: the agent's seam to the kernel's links, addresses, routes, rules, nftables and WireGuard, to
 //! kernel parameters, and to the files of key and CNI. Nothing here decides what should be; it reads what is
 //! and carries out operations.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod apply;
 mod cni;

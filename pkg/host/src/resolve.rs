@@ -13,14 +13,14 @@ pub(crate) const ENDPOINT: Duration = Duration::from_secs(5);
 pub(crate) const HOSTNAME: Duration = Duration::from_secs(2);
 
 /// The addresses of a name, IPv4 first, in this time; `None` when it does not exist or nobody answers.
-pub(crate) async fn resolve(name: &str, limit: Duration) -> Option<Vec<IpAddr>> {
+pub(crate) async fn resolve(name: String, limit: Duration) -> Option<Vec<IpAddr>> {
     if let Ok(ip) = name.parse() {
         return Some(vec![ip]);
     }
     let lookup = async {
         let mut builder = TokioResolver::builder_tokio()?;
         builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        builder.build()?.lookup_ip(name).await
+        builder.build()?.lookup_ip(name.as_str()).await
     };
     let answer = match tokio::time::timeout(limit, lookup).await {
         Ok(Ok(answer)) => answer,
@@ -45,8 +45,8 @@ mod tests {
     #[tokio::test]
     async fn literals_and_the_hosts_file_need_no_server() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(resolve("fd00::7", HOSTNAME).await, Some(vec![ip("fd00::7")]));
-        let local = resolve("localhost", HOSTNAME).await.unwrap();
+        assert_eq!(resolve("fd00::7".into(), HOSTNAME).await, Some(vec![ip("fd00::7")]));
+        let local = resolve("localhost".into(), HOSTNAME).await.unwrap();
         assert_eq!(local[0], ip("127.0.0.1"), "IPv4 first: {local:?}");
     }
 }

@@ -185,10 +185,11 @@ impl Monitor {
             loop {
                 let socket = if from_route { &self.route } else { &self.nftables };
                 buffer.clear();
-                match received_as(socket.socket_ref().recv(&mut buffer, 0).map(|_| ())) {
-                    Received::Nothing | Received::Broken => break,
-                    received => self.note(from_route, &received, &buffer),
+                let received = received_as(socket.socket_ref().recv(&mut buffer, 0).map(|_| ()));
+                if matches!(received, Received::Nothing | Received::Broken) {
+                    break;
                 }
+                self.note(from_route, &received, &buffer);
             }
         }
         self.buffer = buffer;

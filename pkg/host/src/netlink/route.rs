@@ -63,10 +63,12 @@ fn read(message: &RouteMessage) -> Option<KernelRoute> {
     {
         return None;
     }
-    let any: IpAddr = match header.address_family {
-        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
-        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-        _ => return None,
+    let any: IpAddr = if header.address_family == AddressFamily::Inet {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else if header.address_family == AddressFamily::Inet6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        return None;
     };
     let mut dst = any;
     let mut route = KernelRoute {
@@ -85,10 +87,12 @@ fn read(message: &RouteMessage) -> Option<KernelRoute> {
         } else if let RouteAttribute::Gateway(address) = attribute {
             route.via = ip(address);
         } else if let RouteAttribute::Via(via) = attribute {
-            route.via = match via {
-                RouteVia::Inet(ip) => Some((*ip).into()),
-                RouteVia::Inet6(ip) => Some((*ip).into()),
-                _ => None,
+            route.via = if let RouteVia::Inet(ip) = via {
+                Some((*ip).into())
+            } else if let RouteVia::Inet6(ip) = via {
+                Some((*ip).into())
+            } else {
+                None
             };
         } else if let RouteAttribute::PrefSource(address) = attribute {
             route.src = ip(address);
@@ -106,10 +110,12 @@ fn read(message: &RouteMessage) -> Option<KernelRoute> {
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
+    if let RouteAddress::Inet(ip) = address {
+        Some((*ip).into())
+    } else if let RouteAddress::Inet6(ip) = address {
+        Some((*ip).into())
+    } else {
+        None
     }
 }
 

@@ -37,23 +37,34 @@ pub(crate) fn parse(message: &Message<'_>) -> Option<KernelRule> {
     let net = |ip: IpAddr, length: u8| IpNet::new(ip, length).ok();
     let (mut src, mut dst, mut iif, mut table) = (None, None, None, u32::from(header.table));
     for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Source(ip) => src = Some(net(*ip, header.src_len)?),
-            RuleAttribute::Destination(ip) => dst = Some(net(*ip, header.dst_len)?),
-            RuleAttribute::Iifname(name) => iif = Some(name.clone()),
-            RuleAttribute::Table(id) => table = *id,
-            RuleAttribute::FwMark(_)
+        if let RuleAttribute::Source(ip) = attribute {
+            src = Some(net(*ip, header.src_len)?);
+        } else if let RuleAttribute::Destination(ip) = attribute {
+            dst = Some(net(*ip, header.dst_len)?);
+        } else if let RuleAttribute::Iifname(name) = attribute {
+            iif = Some(name.clone());
+        } else if let RuleAttribute::Table(id) = attribute {
+            table = *id;
+        } else if selects_more(attribute) {
+            return None;
+        }
+    }
+    let plain = header.action == RuleAction::ToTable && header.tos == 0 && header.flags.is_empty();
+    (plain && table == TABLE).then_some(KernelRule { src, dst: dst?, iif, table })
+}
+
+/// Whether an attribute makes a rule hold for some packets only.
+fn selects_more(attribute: &RuleAttribute) -> bool {
+    matches!(
+        attribute,
+        RuleAttribute::FwMark(_)
             | RuleAttribute::Oifname(_)
             | RuleAttribute::TunId(_)
             | RuleAttribute::UidRange(_)
             | RuleAttribute::IpProtocol(_)
             | RuleAttribute::SourcePortRange(_)
-            | RuleAttribute::DestinationPortRange(_) => return None,
-            _ => {}
-        }
-    }
-    let plain = header.action == RuleAction::ToTable && header.tos == 0 && header.flags.is_empty();
-    (plain && table == TABLE).then_some(KernelRule { src, dst: dst?, iif, table })
+            | RuleAttribute::DestinationPortRange(_)
+    )
 }
 
 /// All such rules, sorted, each once.
