@@ -55,7 +55,9 @@ impl Topology {
     /// What the device of another node or Peer may take from a segment: its ranges, then its
     /// allowed-location-ips, all without host bits.
     pub(crate) fn segment_allowed_ips(&self, segment: &Segment) -> Vec<IpNet> {
-        let mut nets: Vec<IpNet> = self.segment_ranges(segment).collect();
+        let members = self.members(segment).len();
+        let mut nets = Vec::with_capacity(members * 2 + segment.allowed_location_ips.len() + 1);
+        nets.extend(self.segment_ranges(segment));
         // Written with different host bits, one range may stand there several times.
         let mut seen = BTreeSet::new();
         nets.extend(segment.allowed_location_ips.iter().map(IpNet::trunc).filter(|net| seen.insert(*net)));

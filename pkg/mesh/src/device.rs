@@ -9,7 +9,7 @@ use kilo_wireguard::PublicKey;
 
 use crate::endpoint::Known;
 use crate::topology::Topology;
-use crate::{Facts, Finding};
+use crate::{Facts, Finding, order};
 
 fn peer(key: PublicKey, endpoint: Option<SocketAddr>, keepalive: u16, mut nets: Vec<IpNet>) -> DevicePeer {
     nets.sort_unstable();
@@ -32,21 +32,28 @@ pub(crate) fn device(topology: &Topology, facts: &Facts, findings: &mut Vec<Find
     if topology.leader {
         let known = Known::new(facts);
         let keepalive = topology.persistent_keepalive;
-        peers.reserve(topology.segments.len() + topology.peers.len());
-        for (i, segment) in topology.segments.iter().enumerate() {
-            if i != topology.local_segment {
+        let segments = topology.segments.len();
+        let keys: Vec<&PublicKey> = topology
+            .segments
+            .iter()
+            .map(|s| &s.key)
+            .chain(topology.peers.iter().map(|p| &p.public_key))
+            .collect();
+        peers.reserve_exact(keys.len());
+        // Of two segments with one key the first comes first.
+        for i in order::of_keys(&keys) {
+            let i = i as usize;
+            if let Some(p) = i.checked_sub(segments).map(|i| &topology.peers[i]) {
+                let endpoint = known.endpoint(&p.public_key, topology.peer_addr(p));
+                let mut new = peer(p.public_key, endpoint, keepalive, topology.allowed_ips(p).to_vec());
+                new.preshared_key.clone_from(&p.preshared_key);
+                peers.push(new);
+            } else if i != topology.local_segment {
+                let segment = &topology.segments[i];
                 let endpoint = known.endpoint(&segment.key, topology.segment_addr(segment));
                 peers.push(peer(segment.key, endpoint, keepalive, topology.segment_allowed_ips(segment)));
             }
         }
-        for p in &topology.peers {
-            let endpoint = known.endpoint(&p.public_key, topology.peer_addr(p));
-            let mut new = peer(p.public_key, endpoint, keepalive, topology.allowed_ips(p).to_vec());
-            new.preshared_key.clone_from(&p.preshared_key);
-            peers.push(new);
-        }
-        // The sort is stable: of two segments with one key the first comes first.
-        peers.sort_by_key(|p| p.public_key);
         one_for_each_key(&mut peers, topology.local_segment().key, findings);
     }
     Device { public_key, listen_port: topology.listen_port, peers }

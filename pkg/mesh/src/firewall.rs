@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::order::sorted;
 use crate::topology::Topology;
 use crate::{Config, Encapsulate, Encapsulator, Inside, parse};
 
@@ -47,12 +48,6 @@ pub struct Ipip {
     pub allow_sources: Vec<IpNet>,
 }
 
-fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
-    nets.sort_unstable();
-    nets.dedup();
-    nets
-}
-
 /// The firewall of the local node.
 /// Beside it: whether some range is there for two nodes.
 pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> (Firewall, bool) {
@@ -64,7 +59,9 @@ pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> 
         sources.extend(topology.local().subnets());
     }
     let mut except = Vec::with_capacity(topology.members.len() * 3 + topology.peer_ranges.len());
-    except.extend(topology.segments.iter().flat_map(|s| topology.segment_ranges(s)));
+    for segment in &topology.segments {
+        except.extend(topology.segment_ranges(segment));
+    }
     except.extend_from_slice(&topology.peer_ranges);
     let all = except.len();
     let mut except = sorted(except);
@@ -88,7 +85,7 @@ pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> 
     let firewall = Firewall {
         masquerade: Masquerade {
             sources: sorted(sources),
-            destinations: sorted(own_ranges().collect()),
+            destinations: sorted(own_ranges()),
             except_destinations: except,
         },
         forward: Forward { accept: sorted(accept) },

@@ -17,6 +17,7 @@ mod leader;
 mod mtu;
 mod node;
 mod object;
+mod order;
 mod parse;
 mod peer;
 mod peers;

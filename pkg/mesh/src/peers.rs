@@ -7,7 +7,7 @@ use kilo_wireguard::PublicKey;
 use crate::ranges::RangeSet;
 use crate::segments::{resolve, unresolved};
 use crate::topology::MeshPeer;
-use crate::{Facts, Finding, Node, Peer, parse};
+use crate::{Facts, Finding, Node, Peer, order, parse};
 
 /// The Peers of a topology.
 pub(crate) struct Chosen {
@@ -17,18 +17,17 @@ pub(crate) struct Chosen {
 }
 
 /// What nodes have, which no Peer may claim. Nodes that are not ready count: they may be back at any time.
-struct Owned {
+struct Owned<'a> {
     ranges: RangeSet,
-    keys: Vec<PublicKey>,
+    keys: Vec<&'a PublicKey>,
     pool: IpNet,
     segments: u128,
 }
 
-impl Owned {
-    fn new(pool: IpNet, segments: usize, nodes: &[&Node]) -> Self {
+impl<'a> Owned<'a> {
+    fn new(pool: IpNet, segments: usize, nodes: &[&'a Node]) -> Self {
         let private = |n: &Node| n.internal_ip.map(|ip| parse::one(ip.addr()));
-        let mut keys: Vec<PublicKey> = nodes.iter().filter_map(|n| n.key).collect();
-        keys.sort_unstable();
+        let keys = nodes.iter().filter_map(|n| n.key.as_ref()).collect();
         let ranges = RangeSet::new(nodes.iter().flat_map(|n| n.subnets().chain(private(n))));
         Self { ranges, keys, pool, segments: segments as u128 }
     }
@@ -47,20 +46,22 @@ impl Owned {
 
 /// Drops all but one of the Peers with the same key: the oldest stays, of equally old ones the first by
 /// name. One whose age is not known counts as young.
-fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned, findings: &mut Vec<Finding>) {
+fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned<'_>, findings: &mut Vec<Finding>) {
     let age = |p: &'a Peer| (p.created.is_none(), &p.created);
-    let mut order: Vec<(Option<PublicKey>, u32)> =
-        (0..).zip(peers.iter()).map(|(i, p)| (p.public_key, i)).collect();
-    order.sort_unstable();
+    // Nodes come before Peers, and ready Peers have keys.
+    let nodes = owned.keys.len();
+    let keys: Vec<&PublicKey> =
+        owned.keys.iter().copied().chain(peers.iter().filter_map(|p| p.public_key.as_ref())).collect();
     let mut refused = vec![false; peers.len()];
-    for group in order.chunk_by(|a, b| a.0 == b.0) {
-        let of_node = group[0].0.is_some_and(|key| owned.keys.binary_search(&key).is_ok());
-        if group.len() == 1 && !of_node {
+    for group in order::of_keys(&keys).chunk_by(|&a, &b| keys[a as usize] == keys[b as usize]) {
+        let of_node = (group[0] as usize) < nodes;
+        if group.len() == 1 {
             continue;
         }
         // Places in the list go by name.
-        let first = group.iter().map(|&(_, i)| i as usize).min_by_key(|&i| (age(peers[i]), i));
-        for i in group.iter().map(|&(_, i)| i as usize).filter(|&i| of_node || Some(i) != first) {
+        let places = || group.iter().filter_map(|&i| (i as usize).checked_sub(nodes));
+        let first = places().min_by_key(|&i| (age(peers[i]), i));
+        for i in places().filter(|&i| of_node || Some(i) != first) {
             let key = peers[i].public_key.map(|k| k.to_string()).unwrap_or_default();
             let owner = match first {
                 Some(first) if !of_node => format!("Peer/{} has this key already", peers[first].name),
@@ -82,9 +83,8 @@ fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned, findings: &mut
 
 /// For each range of each Peer, in order, whether the Peer keeps it: not if an earlier one has it, and not if
 /// a node does.
-fn kept(all: &[(IpNet, u32)], owned: &Owned, peers: &[&Peer], findings: &mut Vec<Finding>) -> Vec<bool> {
-    let mut order: Vec<u32> = (0..all.len() as u32).collect();
-    order.sort_unstable_by_key(|&i| (all[i as usize].0, i));
+fn kept(all: &[(IpNet, u32)], owned: &Owned<'_>, peers: &[&Peer], findings: &mut Vec<Finding>) -> Vec<bool> {
+    let order = order::of_nets(all.iter().map(|(net, _)| *net));
     let mut keep = vec![true; all.len()];
     for group in order.chunk_by(|&a, &b| all[a as usize].0 == all[b as usize].0) {
         let (net, owner) = all[group[0] as usize];

@@ -116,23 +116,25 @@ pub fn plan(config: &Config, nodes: &[&Node], peers: &[&Peer], facts: &Facts) ->
         mesh: None,
     };
     let ready = |n: &Node| n.ready(facts.now, config.node_expiry);
-    let Some(at) = nodes.iter().position(|n| *n.name == *config.hostname) else {
+    let is_local = |n: &Node| *n.name == *config.hostname;
+    let of_that_name = nodes.iter().enumerate().filter(|(_, n)| is_local(n));
+    let Some((at, node)) = of_that_name.min_by_key(|(_, n)| (n.last_seen, n.key)) else {
         plan.error = Some(format!("there is no node {}", config.hostname));
         plan.ready_nodes = names(nodes.iter().copied().filter(|n| ready(n)));
         return plan;
     };
-    let mut local = settle(nodes[at], config, facts);
+    let mut local = settle(node, config, facts);
     let taking_part = ready(&local);
-    let others =
-        || nodes.iter().enumerate().filter(|(i, n)| *i != at && *n.name != *config.hostname).map(|(_, n)| *n);
+    let mut all: Vec<&Node> = nodes.iter().copied().filter(|n| !is_local(n)).collect();
     if taking_part {
-        plan.nat_endpoints = nat_endpoints(others().filter(|n| ready(n)), peers, facts);
+        plan.nat_endpoints = nat_endpoints(all.iter().copied().filter(|n| ready(n)), peers, facts);
         local.discovered_endpoints.clone_from(&plan.nat_endpoints);
     }
-    plan.ready_nodes = names(others().chain([&local]).filter(|n| ready(n)));
+    // The local node where it stood: sorted input stays sorted.
+    all.insert(at.min(all.len()), &local);
+    plan.ready_nodes = names(all.iter().copied().filter(|n| ready(n)));
     let result = if taking_part {
-        let nodes: Vec<&Node> = others().chain([&local]).collect();
-        mesh(config, &nodes, peers, facts, &mut plan.findings)
+        mesh(config, &all, peers, facts, &mut plan.findings)
     } else {
         Err(Failure::LocalNodeNotReady(missing(&local)))
     };

@@ -15,49 +15,69 @@ pub(crate) fn bounds(net: IpNet) -> (bool, u128, u128) {
 /// Ranges of which none holds another, sorted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RangeSet {
-    ranges: Vec<(bool, u128, u128)>,
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u128, u128)>,
+}
+
+/// Drops ranges that another one holds. Ranges with a prefix length either hold one another or have nothing
+/// in common, so what is left covers the same.
+fn outermost<T: Ord + Copy>(ranges: &mut Vec<(T, T)>) {
+    // Of ranges with one start the longest comes first.
+    ranges.sort_unstable_by(|a, b| (a.0, b.1).cmp(&(b.0, a.1)));
+    let mut end: Option<T> = None;
+    ranges.retain(|&(_, last)| {
+        let inside = end.is_some_and(|end| last <= end);
+        if !inside {
+            end = Some(last);
+        }
+        !inside
+    });
+}
+
+/// The end of the last range that starts at or before this address.
+fn end_before<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> Option<T> {
+    let i = ranges.partition_point(|&(first, _)| first <= address);
+    i.checked_sub(1).and_then(|i| ranges.get(i)).map(|r| r.1)
 }
 
 impl RangeSet {
-    /// The outermost of these ranges. Ranges with a prefix length either hold one another or have nothing in
-    /// common, so the rest adds nothing.
+    /// The set of these ranges.
     pub(crate) fn new(nets: impl IntoIterator<Item = IpNet>) -> Self {
-        let mut ranges: Vec<_> = nets.into_iter().map(bounds).collect();
-        // Of ranges with one start the longest comes first.
-        ranges.sort_unstable_by(|a, b| (a.0, a.1, b.2).cmp(&(b.0, b.1, a.2)));
-        let mut end: Option<(bool, u128)> = None;
-        ranges.retain(|&(v6, _, last)| {
-            let inside = end.is_some_and(|(f, e)| f == v6 && last <= e);
-            if !inside {
-                end = Some((v6, last));
+        let mut set = Self::default();
+        for net in nets {
+            match net {
+                IpNet::V4(net) => set.v4.push((net.network().into(), net.broadcast().into())),
+                IpNet::V6(net) => set.v6.push((net.network().into(), net.broadcast().into())),
             }
-            !inside
-        });
-        Self { ranges }
-    }
-
-    /// The last range that starts at or before this address.
-    fn before(&self, v6: bool, n: u128) -> Option<(bool, u128, u128)> {
-        let i = self.ranges.partition_point(|&(f, first, _)| (f, first) <= (v6, n));
-        i.checked_sub(1).and_then(|i| self.ranges.get(i)).copied().filter(|r| r.0 == v6)
+        }
+        outermost(&mut set.v4);
+        outermost(&mut set.v6);
+        set
     }
 
     /// Whether one of the ranges holds all of this one.
     pub(crate) fn holds(&self, net: IpNet) -> bool {
-        let (v6, first, last) = bounds(net);
-        self.before(v6, first).is_some_and(|r| last <= r.2)
+        match net {
+            IpNet::V4(net) => end_before(&self.v4, net.network().into())
+                .is_some_and(|end| u32::from(net.broadcast()) <= end),
+            IpNet::V6(net) => end_before(&self.v6, net.network().into())
+                .is_some_and(|end| u128::from(net.broadcast()) <= end),
+        }
     }
 
     /// Whether one of the ranges holds this address.
     pub(crate) fn holds_addr(&self, ip: IpAddr) -> bool {
-        let (v6, n) = parse::number(ip);
-        self.before(v6, n).is_some_and(|r| n <= r.2)
+        self.holds(parse::one(ip))
     }
 
     /// Whether one of the ranges has an address in common with this one.
     pub(crate) fn overlaps(&self, net: IpNet) -> bool {
-        let (v6, first, last) = bounds(net);
-        self.before(v6, last).is_some_and(|r| first <= r.2)
+        match net {
+            IpNet::V4(net) => end_before(&self.v4, net.broadcast().into())
+                .is_some_and(|end| u32::from(net.network()) <= end),
+            IpNet::V6(net) => end_before(&self.v6, net.broadcast().into())
+                .is_some_and(|end| u128::from(net.network()) <= end),
+        }
     }
 }
 

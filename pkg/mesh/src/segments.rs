@@ -1,7 +1,8 @@
 //! From ready nodes to segments: grouping, election, WireGuard addresses, ranges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use kilo_wireguard::{Endpoint, PublicKey};
@@ -32,15 +33,33 @@ pub(crate) fn unresolved(object: String, field: String, endpoint: &Endpoint) -> 
 /// Nodes in order of segments and names, each with its segment's name.
 fn grouped<'a>(config: &Config, nodes: &[&'a Node]) -> Vec<(SegmentName, &'a Node)> {
     let by_node = config.granularity == Granularity::Full;
-    let mut list: Vec<_> = nodes
-        .iter()
-        .map(|n| {
-            let node = by_node || n.internal_ip.is_none();
-            (SegmentName { node, name: if node { n.name.clone() } else { n.location.clone() } }, *n)
-        })
-        .collect();
-    list.sort_by(|a, b| (&a.0, &a.1.name).cmp(&(&b.0, &b.1.name)));
-    list
+    let mut nodes = nodes.to_vec();
+    nodes.sort_by(|a, b| (&a.name, a.last_seen, a.key).cmp(&(&b.name, b.last_seen, b.key)));
+    nodes.dedup_by(|a, b| a.name == b.name);
+    // Locations are numbered in their order, so that names are compared once for each location.
+    let mut locations: Vec<&Arc<str>> = nodes.iter().map(|n| &n.location).collect();
+    let mut numbers: HashMap<&str, u32> = HashMap::new();
+    locations.retain(|name| numbers.insert(name, 0).is_none());
+    locations.sort_unstable();
+    for (i, name) in (0..).zip(&locations) {
+        numbers.insert(name, i);
+    }
+    let rank = |n: &Node| match numbers.get(&*n.location) {
+        Some(&i) if !by_node && n.internal_ip.is_some() => i,
+        _ => u32::MAX,
+    };
+    // The sort is stable: within a location, and after all locations, names stay in order.
+    let mut ranked: Vec<(u32, &Node)> = nodes.into_iter().map(|n| (rank(n), n)).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let named = |(rank, n): (u32, &'a Node)| {
+        // One text for all nodes of a location makes the comparisons to come cheap.
+        let (node, name) = match locations.get(rank as usize) {
+            Some(location) => (false, *location),
+            None => (true, &n.name),
+        };
+        (SegmentName { node, name: Arc::clone(name) }, n)
+    };
+    ranked.into_iter().map(named).collect()
 }
 
 /// Gives out the addresses of the WireGuard subnet, beginning after the network's own.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use kilo_state::{Dev, MAIN_TABLE, Route, Rule, TABLE};
 
 use crate::topology::{Member, Topology};
-use crate::{Compatibility, Encapsulate, parse};
+use crate::{Compatibility, Encapsulate, order, parse};
 
 /// Whose tunnel carries packets inside a location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +78,30 @@ impl Topology {
         } else {
             builder.member()
         }
-        let Routing { mut routes, mut rules } = builder.out;
-        routes.sort_unstable();
-        routes.dedup();
+        let Routing { routes, mut rules } = builder.out;
         rules.sort_unstable();
         rules.dedup();
-        Routing { routes, rules }
+        Routing { routes: sorted(&routes), rules }
     }
+}
+
+/// The routes in their order, each once.
+fn sorted(routes: &[Route]) -> Vec<Route> {
+    let mut out = Vec::with_capacity(routes.len());
+    // Tables come before destinations.
+    let (kilo, main): (Vec<u32>, Vec<u32>) =
+        (0..routes.len() as u32).partition(|&i| routes[i as usize].table != MAIN_TABLE);
+    for table in [main, kilo] {
+        let order = order::of_nets(table.iter().map(|&i| routes[i as usize].dst));
+        out.extend(order.into_iter().map(|i| routes[table[i as usize] as usize]));
+    }
+    for same in out.chunk_by_mut(|a, b| (a.table, a.dst) == (b.table, b.dst)) {
+        if same.len() > 1 {
+            same.sort_unstable();
+        }
+    }
+    out.dedup();
+    out
 }
 
 struct Builder<'a> {
