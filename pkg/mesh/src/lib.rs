@@ -26,6 +26,8 @@ mod ranges;
 mod read;
 mod routes;
 mod segments;
+mod shape;
+mod svg;
 mod table;
 mod topology;
 
@@ -42,6 +44,7 @@ pub use peer::Peer;
 pub use plan::{Mesh, Outcome, Plan, plan};
 pub use read::{read_node, read_peer};
 pub use routes::{Encapsulator, Inside, Routing};
+pub use svg::{Layout, UnknownLayout, svg};
 pub use table::TABLE_NAME;
 pub use topology::{Member, MeshPeer, Segment, SegmentName, Topology, TopologyError};
 
