@@ -7,8 +7,7 @@ use kilo_mesh::{Config, Node, Peer, plan};
 
 use crate::args::{DiffArgs, Global, Source};
 use crate::mesh::Mesh;
-use crate::words::Things;
-use crate::{ERROR, OK, out};
+use crate::{ERROR, OK, out, words};
 
 /// Prints what changes on every node. The answer is the exit code: whether anything does.
 ///
@@ -71,7 +70,7 @@ enum Side {
     /// Nothing is applied, for this reason.
     Idle(String),
     /// This.
-    Active(Things),
+    Active(Box<kilo_mesh::Mesh>),
 }
 
 /// One side: a mesh that any of its nodes can be planned in.
@@ -99,7 +98,7 @@ impl<'a> Planner<'a> {
         match plan.mesh {
             // An agent takes itself to be there; whether others do is what its Node says.
             Some(_) if self.mesh.ready_node(name).is_err() => Side::Idle("the node is not ready".to_owned()),
-            Some(mesh) => Side::Active(Things::new(&mesh.desired, &mesh.firewall, &mesh.topology)),
+            Some(mesh) => Side::Active(Box::new(mesh)),
             None => Side::Idle(plan.error.unwrap_or_else(|| plan.outcome.to_string())),
         }
     }
@@ -108,7 +107,7 @@ impl<'a> Planner<'a> {
 /// The words for one node. An agent that has nothing to apply leaves its host as it is.
 fn changes(old: &Side, new: &Side) -> Vec<String> {
     match (old, new) {
-        (Side::Active(old), Side::Active(new)) => old.diff(new),
+        (Side::Active(old), Side::Active(new)) => words::diff(Some(old), new),
         (Side::Missing, Side::Active(new)) => joined("the node joins the mesh", new),
         (Side::Idle(_), Side::Active(new)) => joined("the node becomes ready", new),
         (Side::Active(_) | Side::Idle(_), Side::Missing) => {
@@ -121,8 +120,8 @@ fn changes(old: &Side, new: &Side) -> Vec<String> {
     }
 }
 
-fn joined(words: &str, things: &Things) -> Vec<String> {
-    let mut lines = vec![format!("+ {words}")];
-    lines.extend(Things::default().diff(things));
+fn joined(what: &str, mesh: &kilo_mesh::Mesh) -> Vec<String> {
+    let mut lines = vec![format!("+ {what}")];
+    lines.extend(words::diff(None, mesh));
     lines
 }

@@ -2,10 +2,11 @@
 //! between two such lists.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use ipnet::IpNet;
-use kilo_mesh::{Firewall, Topology};
-use kilo_state::{Desired, Dev, DevicePeer, LinkKind, MAIN_TABLE, Route, Rule};
+use kilo_mesh::{Firewall, Mesh, SegmentName, Topology};
+use kilo_state::{Desired, Dev, Device, DevicePeer, LinkKind, MAIN_TABLE, Route, Rule};
 use kilo_wireguard::{PresharedKey, PublicKey};
 
 /// The order of the words: what others need comes first, as it is carried out.
@@ -33,20 +34,34 @@ enum Thing {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PeerThing {
+    name: String,
     endpoint: String,
     keepalive: u16,
     preshared_key: Option<PresharedKey>,
     allowed_ips: BTreeSet<IpNet>,
 }
 
-/// All that a host's network should have, by rank and name.
+/// Things of a host's network, by rank and name.
 #[derive(Clone, Debug, Default)]
-pub struct Things(BTreeMap<(Rank, String), Thing>);
+struct Things(BTreeMap<(Rank, String), Thing>);
+
+/// The words for what leads from one host's network to another; from nothing where there is no old one.
+pub fn diff(old: Option<&Mesh>, new: &Mesh) -> Vec<String> {
+    let gone = old.map(|old| Things::new(old, Some(new))).unwrap_or_default();
+    gone.diff(&Things::new(new, old))
+}
+
+/// What is in a sorted list and not in another one.
+fn missing<'a, T: Ord>(list: &'a [T], other: Option<&'a [T]>) -> impl Iterator<Item = &'a T> {
+    list.iter().filter(move |item| other.is_none_or(|other| other.binary_search(item).is_err()))
+}
 
 impl Things {
-    /// The things of one plan.
-    pub fn new(desired: &Desired, firewall: &Firewall, topology: &Topology) -> Self {
+    /// The things of one host that are not, or not so, among those of another. Words are made of these only:
+    /// most of a large mesh stays as it is.
+    fn new(mesh: &Mesh, other: Option<&Mesh>) -> Self {
         let mut things = Self::default();
+        let desired = &mesh.desired;
         let names = Names::new(desired);
         for link in &desired.links {
             if link.kind != LinkKind::Foreign {
@@ -58,14 +73,17 @@ impl Things {
                 things.add(Rank::Address, format!("address {net} dev {}", link.name), String::new());
             }
         }
-        things.firewall(firewall);
+        things.firewall(&mesh.firewall, other.map(|other| &other.firewall));
         if let Some(device) = &desired.device {
-            let who = who(topology);
             things.add(Rank::Device, "listen port".to_owned(), device.listen_port.to_string());
-            device.peers.iter().for_each(|peer| things.peer(peer, &who));
+            things.peers(mesh, device, other.and_then(|other| other.desired.device.as_ref()));
         }
-        desired.routes.iter().for_each(|route| things.route(route, &names));
-        desired.rules.iter().for_each(|rule| things.rule(rule, &names));
+        for route in missing(&desired.routes, other.map(|other| other.desired.routes.as_slice())) {
+            things.route(route, &names);
+        }
+        for rule in missing(&desired.rules, other.map(|other| other.desired.rules.as_slice())) {
+            things.rule(rule, &names);
+        }
         for (path, value) in &desired.sysctls {
             things.add(Rank::Sysctl, format!("sysctl {}", path.replace('/', ".")), format!("= {value}"));
         }
@@ -79,29 +97,46 @@ impl Things {
         self.0.insert((rank, name), Thing::Value(value));
     }
 
-    fn firewall(&mut self, firewall: &Firewall) {
-        let masquerade = &firewall.masquerade;
-        let lists = [
-            ("masquerade from", &masquerade.sources),
-            ("masquerade to", &masquerade.destinations),
-            ("no masquerade to", &masquerade.except_destinations),
-            ("forward", &firewall.forward.accept),
-            ("accept IPIP from", &firewall.ipip.allow_sources),
+    fn firewall(&mut self, firewall: &Firewall, other: Option<&Firewall>) {
+        type List = fn(&Firewall) -> &[IpNet];
+        let lists: [(&str, List); 5] = [
+            ("masquerade from", |f| &f.masquerade.sources),
+            ("masquerade to", |f| &f.masquerade.destinations),
+            ("no masquerade to", |f| &f.masquerade.except_destinations),
+            ("forward", |f| &f.forward.accept),
+            ("accept IPIP from", |f| &f.ipip.allow_sources),
         ];
         for (words, nets) in lists {
-            nets.iter().for_each(|net| self.add(Rank::Firewall, format!("{words} {net}"), String::new()));
+            for net in missing(nets(firewall), other.map(nets)) {
+                self.add(Rank::Firewall, format!("{words} {net}"), String::new());
+            }
         }
     }
 
-    fn peer(&mut self, peer: &DevicePeer, who: &BTreeMap<PublicKey, String>) {
-        let who = who.get(&peer.public_key).map_or("", String::as_str);
-        let thing = PeerThing {
-            endpoint: peer.endpoint.map(|addr| addr.to_string()).unwrap_or_default(),
-            keepalive: peer.persistent_keepalive,
-            preshared_key: peer.preshared_key.clone(),
-            allowed_ips: peer.allowed_ips.iter().copied().collect(),
+    fn peers(&mut self, mesh: &Mesh, device: &Device, other: Option<&Device>) {
+        let there = |peer: &&DevicePeer| {
+            let same = |other: &Device| {
+                let at = other.peers.binary_search_by_key(&peer.public_key, |peer| peer.public_key);
+                at.is_ok_and(|at| other.peers[at] == **peer)
+            };
+            other.is_some_and(same)
         };
-        self.0.insert((Rank::Peer, format!("peer {who} {}", peer.public_key)), Thing::Peer(thing));
+        let mut peers = device.peers.iter().filter(|peer| !there(peer)).peekable();
+        // Names are looked for only when there is something to tell.
+        let who = if peers.peek().is_some() { who(&mesh.topology) } else { BTreeMap::new() };
+        for peer in peers {
+            let who = who.get(&peer.public_key).map_or_else(String::new, ToString::to_string);
+            let key = peer.public_key.to_string();
+            let thing = PeerThing {
+                name: format!("peer {who} {key}"),
+                endpoint: peer.endpoint.map(|addr| addr.to_string()).unwrap_or_default(),
+                keepalive: peer.persistent_keepalive,
+                preshared_key: peer.preshared_key.clone(),
+                allowed_ips: peer.allowed_ips.iter().copied().collect(),
+            };
+            // A peer is its key: one of another name is still the same.
+            self.0.insert((Rank::Peer, key), Thing::Peer(thing));
+        }
     }
 
     fn route(&mut self, route: &Route, names: &Names) {
@@ -128,29 +163,42 @@ impl Things {
     }
 
     /// The words for what leads from these things to others.
-    pub fn diff(&self, new: &Self) -> Vec<String> {
-        let names: BTreeSet<_> = self.0.keys().chain(new.0.keys()).collect();
-        let mut lines = Vec::new();
-        for key in names {
-            let name = &key.1;
+    fn diff(&self, new: &Self) -> Vec<String> {
+        let keys: BTreeSet<_> = self.0.keys().chain(new.0.keys()).collect();
+        let mut lines = Lines::default();
+        for key in keys {
+            let (rank, name) = key;
             match (self.0.get(key), new.0.get(key)) {
-                (Some(old), Some(new)) if old == new => {}
-                (Some(Thing::Value(old)), Some(Thing::Value(new))) => {
-                    lines.push(format!("~ {name} {new} (was {old})"));
+                (Some(Thing::Value(old)), Some(Thing::Value(new))) if old != new => {
+                    lines.add(*rank, name, format!("~ {name} {new} (was {old})"));
                 }
-                (Some(Thing::Peer(old)), Some(Thing::Peer(new))) => old.diff(new, name, &mut lines),
-                (_, Some(Thing::Value(value))) => {
-                    lines.push(format!("+ {name} {value}").trim_end().to_owned())
+                (Some(Thing::Peer(old)), Some(Thing::Peer(new))) => old.diff(new, &mut lines),
+                (None, Some(Thing::Value(value))) => lines.add(*rank, name, format!("+ {name} {value}")),
+                (Some(Thing::Value(value)), None) => lines.add(*rank, name, format!("- {name} {value}")),
+                (None, Some(Thing::Peer(peer))) => {
+                    lines.add(*rank, &peer.name, format!("+ {}{}", peer.name, peer.words()));
                 }
-                (_, Some(Thing::Peer(peer))) => lines.push(format!("+ {name}{}", peer.words())),
-                (Some(Thing::Value(value)), None) => {
-                    lines.push(format!("- {name} {value}").trim_end().to_owned());
-                }
-                (Some(Thing::Peer(_)), None) => lines.push(format!("- {name}")),
-                (None, None) => {}
+                (Some(Thing::Peer(peer)), None) => lines.add(*rank, &peer.name, format!("- {}", peer.name)),
+                (Some(_), Some(_)) | (None, None) => {}
             }
         }
-        lines
+        lines.in_order()
+    }
+}
+
+/// Lines with what they are about.
+#[derive(Default)]
+struct Lines(Vec<(Rank, String, String)>);
+
+impl Lines {
+    fn add(&mut self, rank: Rank, name: &str, line: String) {
+        self.0.push((rank, name.to_owned(), line.trim_end().to_owned()));
+    }
+
+    /// By rank and name; lines about one thing stay in their order.
+    fn in_order(mut self) -> Vec<String> {
+        self.0.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        self.0.into_iter().map(|(_, _, line)| line).collect()
     }
 }
 
@@ -173,14 +221,15 @@ impl PeerThing {
         words
     }
 
-    fn diff(&self, new: &Self, name: &str, lines: &mut Vec<String>) {
-        let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
+    fn diff(&self, new: &Self, lines: &mut Lines) {
+        let name = &new.name;
+        let mut add = |line| lines.add(Rank::Peer, name, line);
         if self.endpoint != new.endpoint {
-            let (old, new) = (or_none(&self.endpoint), or_none(&new.endpoint));
-            lines.push(format!("~ {name} endpoint {new} (was {old})"));
+            let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
+            add(format!("~ {name} endpoint {} (was {})", or_none(&new.endpoint), or_none(&self.endpoint)));
         }
         if self.keepalive != new.keepalive {
-            lines.push(format!("~ {name} keepalive {}s (was {}s)", new.keepalive, self.keepalive));
+            add(format!("~ {name} keepalive {}s (was {}s)", new.keepalive, self.keepalive));
         }
         if self.preshared_key != new.preshared_key {
             let what = match (&self.preshared_key, &new.preshared_key) {
@@ -188,13 +237,13 @@ impl PeerThing {
                 (_, None) => "loses its preshared key",
                 (Some(_), Some(_)) => "gets another preshared key",
             };
-            lines.push(format!("~ {name} {what}"));
+            add(format!("~ {name} {what}"));
         }
         for net in new.allowed_ips.difference(&self.allowed_ips) {
-            lines.push(format!("+ {name} allowed-ip {net}"));
+            add(format!("+ {name} allowed-ip {net}"));
         }
         for net in self.allowed_ips.difference(&new.allowed_ips) {
-            lines.push(format!("- {name} allowed-ip {net}"));
+            add(format!("- {name} allowed-ip {net}"));
         }
     }
 }
@@ -217,10 +266,24 @@ impl Names {
     }
 }
 
-/// Whose keys they are: a segment's or a peer's.
-fn who(topology: &Topology) -> BTreeMap<PublicKey, String> {
-    let segments = topology.segments.iter().map(|segment| (segment.key, segment.name.to_string()));
-    let peers = topology.peers.iter().map(|peer| (peer.public_key, peer.name.to_string()));
+/// Whose key it is.
+enum Who<'a> {
+    Segment(&'a SegmentName),
+    Peer(&'a str),
+}
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Segment(name) => name.fmt(f),
+            Self::Peer(name) => f.write_str(name),
+        }
+    }
+}
+
+fn who(topology: &Topology) -> BTreeMap<PublicKey, Who<'_>> {
+    let segments = topology.segments.iter().map(|segment| (segment.key, Who::Segment(&segment.name)));
+    let peers = topology.peers.iter().map(|peer| (peer.public_key, Who::Peer(&peer.name)));
     segments.chain(peers).collect()
 }
 

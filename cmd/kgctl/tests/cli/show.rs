@@ -79,7 +79,8 @@ fn what_changes_is_told_in_words() {
         .replace("  presharedKey: dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqXXf3pR25LCo=\n", "")
         .replace("10.1.0.3/24", "10.1.0.4/24")
         .replace("kilo.squat.ai/last-seen: \"1767220000\"", "kilo.squat.ai/last-seen: \"1767225599\"")
-        .replace("\"site\"", "\"other\"");
+        .replace("\"site\"", "\"other\"")
+        .replace("\"port\": 51821", "\"port\": 51822");
     let run = kgctl_stdin(&["diff", "-f", MESH, "--to", "-", "--facts", FACTS], &changed);
     assert_eq!(run.code, 1, "{}", run.stderr);
     assert_golden("diff.txt", &run.stdout);
