@@ -130,7 +130,7 @@ mod tests {
     fn file(dir: &tempfile::TempDir, text: &str) -> CniFile {
         let path = dir.path().join("10-kilo.conflist");
         fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
         CniFile { path: path.to_str().unwrap().into(), ranges: vec!["10.2.1.0/24".parse().unwrap()] }
     }
 
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&*wanted.path).unwrap(), GOLDEN);
         assert_eq!(observe(&wanted.path).unwrap(), wanted);
         let mode = fs::metadata(&*wanted.path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode, 0o640);
+        assert_eq!(mode, 0o664, "whatever the umask");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing temporary stays");
     }
 

@@ -67,7 +67,8 @@ impl LinuxHost {
                 nets.next().map(|(_, net)| *net)
             });
         let defaults = Interfaces::default();
-        let device = self.wireguard.read().await?;
+        let has_link = links.iter().any(|link| link.name == self.config.interface);
+        let device = self.read_device(has_link).await?;
         Ok(HostFacts {
             public_key: Some(self.key.public_key()),
             internal_ip: found.internal,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kilo_agent::HostError;
-use kilo_state::{Dev, Observed, ObservedLink, ObservedRoute, Route, Rule};
+use kilo_mesh::DeviceFact;
+use kilo_state::{Dev, Device, Observed, ObservedLink, ObservedRoute, Route, Rule};
 
 use crate::error::refused;
 use crate::facts::best_tunnel;
@@ -69,6 +70,19 @@ impl LinuxHost {
         roles
     }
 
+    /// The device and the facts about its peers. Without its link a device is none, though it may not have
+    /// noticed yet that somebody removed the link.
+    pub(crate) async fn read_device(
+        &mut self,
+        has_link: bool,
+    ) -> Result<Option<(Device, Vec<DeviceFact>)>, HostError> {
+        if !has_link {
+            self.wireguard.close().await;
+            return Ok(None);
+        }
+        self.wireguard.read().await
+    }
+
     /// Reads everything.
     pub(crate) async fn read_all(&mut self) -> Result<Observed, HostError> {
         let ipv6 = has_ipv6();
@@ -81,9 +95,8 @@ impl LinuxHost {
             .map_err(refused(format!("reading nftables table {}", self.config.table)))?;
         let forward = iptables_forward::observe(&mut self.nftables, ipv6)
             .map_err(refused("listing the rules of iptables FORWARD"))?;
-        let device = self.wireguard.read().await?.map(|(device, _)| device);
-
         let roles = self.roles(&links);
+        let device = self.read_device(roles.link(Dev::WireGuard).is_some()).await?.map(|(device, _)| device);
         let observed = Observed {
             links: observed_links(&roles, &addresses),
             device,
