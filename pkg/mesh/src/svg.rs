@@ -11,7 +11,8 @@ use crate::shape::{Canvas, Card, Group, Style};
 pub enum Layout {
     /// `dot`: Peers on top, segments side by side below.
     Rows,
-    /// `circo`, `neato`, `twopi` and `fdp`: segments and Peers on a circle, their lines across it.
+    /// `circo`, `neato`, `twopi` and `fdp`: segments and Peers on a circle, their lines across it. More than
+    /// 32 segments are drawn as rows.
     #[default]
     Circle,
 }
@@ -36,6 +37,8 @@ impl FromStr for Layout {
 
 /// Up to this many lines are drawn one by one; more are bundled.
 const MAX_LINES: usize = 120;
+/// Up to this many groups stand on a circle.
+const MAX_AROUND: usize = 32;
 /// Space between groups.
 const GAP: f64 = 40.0;
 /// Space for the title.
@@ -49,6 +52,8 @@ pub fn svg(topology: &Topology, layout: Layout) -> String {
     let mut canvas = Canvas::default();
     match layout {
         Layout::Rows => rows(&mut canvas, &mut groups, &mut peers),
+        // A circle of more is so wide that nothing can be read.
+        Layout::Circle if groups.len() > MAX_AROUND => rows(&mut canvas, &mut groups, &mut peers),
         Layout::Circle => circle(&mut canvas, &mut groups, &mut peers),
     }
     let title = format!(
