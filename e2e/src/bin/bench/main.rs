@@ -1,0 +1,148 @@
+//! `make bench`: how long, how much, how big; upstream's figure beside ours, and a file of thresholds that
+//! makes it fail. Each measurement is a process of its own.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a program that shows something")]
+
+mod figures;
+mod idle;
+mod one_peer;
+mod process;
+mod pure;
+mod tunnel;
+
+use std::io::Write as _;
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use kilo_testkit::netns::{Sandbox, World, die_with_parent, enter, helper};
+
+use figures::{Figure, Thresholds, table};
+
+/// Measures what operators pay for, and fails when it is more than the thresholds say.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "bench")]
+struct Options {
+    /// Only measurements whose names contain one of these words
+    words: Vec<String>,
+    /// One measurement, in this process
+    #[arg(long, hide = true)]
+    inside: Option<String>,
+}
+
+/// One measurement: its name, whether it needs fresh namespaces, and what it does.
+struct Measurement {
+    name: String,
+    namespaces: bool,
+    run: Box<dyn Fn() -> Result<Vec<Figure>>>,
+}
+
+fn measurements() -> Vec<Measurement> {
+    let mut all = Vec::new();
+    for granularity in ["location", "full"] {
+        for nodes in [100, 1000, 5000] {
+            for peers in [0, 1000, 10_000] {
+                all.push(Measurement {
+                    name: format!("plan/{nodes}-nodes/{peers}-peers/{granularity}"),
+                    namespaces: false,
+                    run: Box::new(move || pure::measure(nodes, peers, granularity)),
+                });
+            }
+        }
+    }
+    for present in [0, 300, 1000, 10_000] {
+        all.push(Measurement {
+            name: format!("one-peer/{present}-present"),
+            namespaces: true,
+            run: Box::new(move || one_peer::measure(present)),
+        });
+    }
+    all.push(Measurement { name: "idle".into(), namespaces: true, run: Box::new(idle::measure) });
+    all.push(Measurement { name: "size".into(), namespaces: false, run: Box::new(process::sizes) });
+    all.push(Measurement { name: "tunnel".into(), namespaces: true, run: Box::new(tunnel::measure) });
+    all
+}
+
+fn main() -> ExitCode {
+    if let Some(code) = helper::main(kilo_e2e::mesh::helper) {
+        return code;
+    }
+    let options = Options::parse();
+    let done = match &options.inside {
+        Some(name) => inside(name),
+        None => all(&options.words),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            let _nobody_reads = writeln!(std::io::stderr(), "bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all(words: &[String]) -> Result<ExitCode> {
+    let thresholds = Thresholds::read()?;
+    let sandbox = Sandbox::probe().ok();
+    println!("{}", process::machine());
+    let mut figures = Vec::new();
+    let chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+    for measurement in measurements().iter().filter(|m| chosen(&m.name)) {
+        let program = helper::program()?;
+        let mut command = match (measurement.namespaces, sandbox) {
+            (false, _) => std::process::Command::new(program),
+            (true, Some(sandbox)) => sandbox.command(program),
+            (true, None) => {
+                println!("skipped: {}: no fresh namespaces here", measurement.name);
+                continue;
+            }
+        };
+        let output = command
+            .args(["--inside", &measurement.name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .and_then(|mut child| {
+                // While this end is held, the measurement's process knows that somebody waits for it.
+                let held = child.stdin.take();
+                let output = child.wait_with_output();
+                drop(held);
+                output
+            })
+            .with_context(|| format!("measuring {}", measurement.name))?;
+        ensure!(output.status.success(), "{} ended with {}", measurement.name, output.status);
+        let text = String::from_utf8(output.stdout).context("the figures")?;
+        for line in text.lines() {
+            match line.strip_prefix("figure ") {
+                Some(json) => figures.push(Figure::read(json)?),
+                None => println!("{line}"),
+            }
+        }
+        let _ = writeln!(std::io::stderr(), "measured {}", measurement.name);
+    }
+    let (text, exceeded) = table(&figures, &thresholds);
+    print!("{text}");
+    println!("{}", process::machine());
+    println!("{} figures, {exceeded} beyond their thresholds", figures.len());
+    Ok(if exceeded == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn inside(name: &str) -> Result<ExitCode> {
+    let all = measurements();
+    let measurement = all.iter().find(|m| m.name == name).context("no such measurement")?;
+    let world = if measurement.namespaces {
+        die_with_parent();
+        enter()?;
+        Some(World::new()?)
+    } else {
+        None
+    };
+    let figures = (measurement.run)();
+    if let (Err(_), Some(world)) = (&figures, &world) {
+        let _ = writeln!(std::io::stderr(), "{}", world.logs(20));
+    }
+    for figure in figures? {
+        println!("figure {}", figure.write()?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
