@@ -13,7 +13,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use kilo_agent::view::{FactsView, PlanSource, PlanView};
 use kilo_agent::{Handle, Input, Query, Status, WatchKind, WatchState};
-use kilo_mesh::{Config, Node, Outcome, Peer};
+use kilo_mesh::{Config, Layout, Node, Outcome, Peer, svg};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -174,7 +174,11 @@ async fn graph(
     let format = params.get("format").map_or("", String::as_str);
     match format {
         "dot" | "gv" => text(StatusCode::OK, topology.dot()),
-        _ => failed("unsupported format: dot and gv are supported"),
+        "" | "svg" => match params.get("layout").map_or("", String::as_str).parse::<Layout>() {
+            Ok(layout) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg(topology, layout)).into_response(),
+            Err(error) => failed(error),
+        },
+        _ => failed("unsupported format: dot, gv and svg are supported"),
     }
 }
 
