@@ -168,6 +168,15 @@ fn creates_a_node_but_never_over_a_file() {
     assert_eq!(fs::read_dir(fixture.dir.path().join("nodes")).expect("listed").count(), 1);
 }
 
+/// Ends the other thread when a check fails, too.
+struct StopOnDrop<'f>(&'f AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A person saves the file again and again, by rename or in place, while the agent checks in: the last thing
 /// that was saved is in the file at the end, and the agent's annotation as well.
 #[test]
@@ -187,6 +196,7 @@ fn no_edit_is_lost() {
                 }
                 written
             });
+            let ending = StopOnDrop(&stop);
             for n in 1..150 {
                 if in_place {
                     fs::write(&file, text(n)).expect("saved");
@@ -207,7 +217,7 @@ fn no_edit_is_lost() {
                 });
                 assert_eq!(seen, Some(u64::from(n)), "in place: {in_place}");
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(ending);
             agent.join().expect("the agent's thread")
         });
         assert!(written > 10, "{written} written, in place: {in_place}");
