@@ -46,6 +46,8 @@ impl Agent {
             format!("--listen={LISTEN}"),
             "--wireguard=userspace".into(),
             "--encapsulate=never".into(),
+            // How often endpoints of those behind NAT are looked at and published.
+            "--resync-period=2s".into(),
             "--log-format=text".into(),
         ];
         argv.extend(more.iter().map(|&flag| flag.to_owned()));

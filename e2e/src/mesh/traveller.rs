@@ -1,10 +1,11 @@
 //! Somebody on the road: a machine with plain WireGuard and what `kgctl showconf peer` prints, no agent.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use ipnet::IpNet;
 use kilo_testkit::netns::{Process, World, eventually};
 
 use super::{Host, Place, StateDir};
@@ -76,24 +77,38 @@ impl Traveller {
     }
 
     /// Gives the device what `kgctl showconf peer` prints, as `wg-quick` would: its own section, the peers, and
-    /// a route for each range.
-    pub fn configure(&self, state: &StateDir) -> Result<()> {
-        let conf = self.showconf(state)?;
+    /// a route for each range. A leader behind NAT is shown with its private address until another leader has
+    /// published where it was seen; that is waited for, since the private address is itself in the tunnel.
+    pub fn configure(&self, state: &StateDir, limit: Duration) -> Result<()> {
+        let name = self.host.name();
+        let (conf, ranges) = eventually(limit, &format!("{name} is told usable endpoints"), || {
+            let conf = self.showconf(state)?;
+            let ranges: Vec<IpNet> = values(&conf, "AllowedIPs")
+                .flat_map(|ranges| ranges.split(", "))
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+                .context("reading the ranges of a configuration")?;
+            ensure!(!ranges.is_empty(), "kgctl shows no ranges:\n{conf}");
+            for endpoint in values(&conf, "Endpoint") {
+                let address: SocketAddr = endpoint.parse().with_context(|| format!("reading {endpoint}"))?;
+                let inside = ranges.iter().any(|range| range.contains(&address.ip()));
+                ensure!(!inside, "the endpoint {endpoint} is inside the tunnel");
+            }
+            Ok((conf, ranges))
+        })?;
         let ns = &self.host.ns;
         let key = std::fs::read_to_string(ns.dir().join("key")).context("reading the traveller's key")?;
         let text = format!("[Interface]\nListenPort = {PORT}\nPrivateKey = {}\n\n{conf}", key.trim());
         let path = ns.dir().join("wg0.conf");
         std::fs::write(&path, text).context("writing the traveller's configuration")?;
         ns.run(&format!("wg syncconf {LINK} {}", path.display()))?;
-        let ranges: Vec<&str> = conf
-            .lines()
-            .filter_map(|line| line.strip_prefix("AllowedIPs = "))
-            .flat_map(|ranges| ranges.split(", "))
-            .collect();
-        ensure!(!ranges.is_empty(), "kgctl shows no ranges:\n{conf}");
         for range in ranges {
             ns.run(&format!("ip route replace {range} dev {LINK}"))?;
         }
         Ok(())
     }
+}
+
+fn values<'a>(conf: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+    conf.lines().filter_map(move |line| line.strip_prefix(key)?.strip_prefix(" = "))
 }

@@ -87,12 +87,12 @@ impl<'w> Mesh<'w> {
             Ok(())
         })?;
         // Only the newcomer: a new configuration makes a device forget where it found the others.
-        self.travellers.last().map_or(Ok(()), |traveller| traveller.configure(&self.state))
+        self.travellers.last().map_or(Ok(()), |traveller| traveller.configure(&self.state, limit))
     }
 
     /// Gives every traveller the configuration that `kgctl showconf peer` prints now.
-    pub fn configure_travellers(&self) -> Result<()> {
-        self.travellers.iter().try_for_each(|traveller| traveller.configure(&self.state))
+    pub fn configure_travellers(&self, limit: Duration) -> Result<()> {
+        self.travellers.iter().try_for_each(|traveller| traveller.configure(&self.state, limit))
     }
 
     /// Waits until a condition holds for the plan of every agent.

@@ -71,7 +71,7 @@ impl Story<'_> {
         let beside = self.pings(&[("b1", "b2"), ("laptop", "b1")])?;
         self.mesh.stop("a1", true)?;
         self.mesh.settle(SOON)?;
-        self.mesh.configure_travellers()?;
+        self.mesh.configure_travellers(SOON)?;
         self.table("Who reaches whom without a1");
         self.count(through, GAP)?;
         self.count(beside, Duration::ZERO)?;
@@ -83,7 +83,7 @@ impl Story<'_> {
             let through = self.pings(&[("a2", "b2")])?;
             self.mesh.stop("b1", false)?;
             self.mesh.settle(EXPIRED)?;
-            self.mesh.configure_travellers()?;
+            self.mesh.configure_travellers(SOON)?;
             self.table("Who reaches whom without a1 and b1");
             self.count(through, EXPIRED)?;
         }
@@ -109,7 +109,7 @@ impl Story<'_> {
         let start = Instant::now();
         while !last.failures().is_empty() && start.elapsed() < SOON {
             self.step(&format!("{} pairs do not reach each other yet", last.failures().len()));
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_secs(1));
             last = self.mesh.reach();
         }
         self.show(title, &last);
