@@ -22,6 +22,7 @@ const CNI_FILE: &str = "10-kilo.conflist";
 pub struct Agent {
     ns: Ns,
     process: Process,
+    frozen: bool,
 }
 
 impl Agent {
@@ -52,7 +53,7 @@ impl Agent {
         ];
         argv.extend(more.iter().map(|&flag| flag.to_owned()));
         let process = node.ns.spawn("kg", &argv)?;
-        Ok(Self { ns: node.ns.clone(), process })
+        Ok(Self { ns: node.ns.clone(), process, frozen: false })
     }
 
     /// The process.
@@ -70,13 +71,15 @@ impl Agent {
         serde_json::from_str(&self.get("/plan")?).context("reading the JSON of /plan")
     }
 
-    /// The value of a metric, the sum of all its series.
-    pub fn metric(&self, name: &str) -> Result<f64> {
+    /// How many operations of these kinds the agent has carried out; of all kinds when none is named.
+    pub fn operations(&self, kinds: &[&str]) -> Result<f64> {
         let text = self.get("/metrics")?;
-        let series = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
-        });
-        series
+        let wanted = |line: &&str| {
+            line.starts_with("kilo_operations_total{")
+                && (kinds.is_empty() || kinds.iter().any(|kind| line.contains(&format!("kind=\"{kind}\""))))
+        };
+        text.lines()
+            .filter(wanted)
             .map(|line| {
                 let value = line.rsplit(' ').next().unwrap_or_default();
                 value.parse::<f64>().with_context(|| format!("the metric {line:?}"))
@@ -95,12 +98,19 @@ impl Agent {
     }
 
     /// Stops it where it is, so that it repairs nothing.
-    pub fn freeze(&self) -> Result<()> {
+    pub fn freeze(&mut self) -> Result<()> {
+        self.frozen = true;
         self.process.signal(Signal::STOP)
     }
 
     /// Lets it go on.
-    pub fn thaw(&self) -> Result<()> {
+    pub fn thaw(&mut self) -> Result<()> {
+        self.frozen = false;
         self.process.signal(Signal::CONT)
+    }
+
+    /// Whether it is frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
     }
 }

@@ -1,11 +1,13 @@
 //! WireGuard devices without an agent, in processes of their own: the one that is built into `kg`, since the
 //! kernel may have none.
 
-use std::net::SocketAddr;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use ipnet::{IpNet, Ipv4Net};
 use kilo_host::wireguard::{Mode, SOCKET_DIR, WireGuard, WireGuardConfig};
 use kilo_state::{DeviceChange, DevicePeer, Op};
 use kilo_testkit::netns::{Ns, Process, eventually, helper as program_helper};
@@ -13,6 +15,8 @@ use kilo_wireguard::{PrivateKey, PublicKey};
 
 /// Seconds between the keepalives of a crowd.
 const KEEPALIVE: u16 = 2;
+/// Where the addresses of a crowd begin.
+const CROWD: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 0);
 
 /// `--helper wg-device LINK DIR` offers a device to `wg(8)`; `--helper wg-crowd COUNT DIR KEY ENDPOINT` makes
 /// many that talk to one peer. Both run until they are killed.
@@ -59,7 +63,7 @@ async fn crowd(count: &str, dir: &Path, key: &str, endpoint: &str) -> Result<()>
             preshared_key: None,
             endpoint: Some(endpoint),
             persistent_keepalive: KEEPALIVE,
-            allowed_ips: Vec::new(),
+            allowed_ips: vec![IpNet::V4(Ipv4Net::default())],
         };
         for result in device.apply_peers(&[Op::AddPeer(peer)]).await {
             result?;
@@ -87,6 +91,11 @@ pub struct Crowd {
     _process: Process,
 }
 
+/// The address of a member of a crowd, the first of which has number 0.
+pub fn crowd_address(number: usize) -> Result<IpAddr> {
+    Ok(Ipv4Addr::from(u32::from(CROWD) + u32::try_from(number).context("a number")?).into())
+}
+
 impl Crowd {
     /// Makes them. They call `endpoint` from now on.
     pub fn gather(ns: &Ns, count: usize, key: &str, endpoint: SocketAddr) -> Result<Self> {
@@ -109,7 +118,32 @@ impl Crowd {
             }
             Ok(keys)
         })?;
+        // All have the same peer, so a packet goes by the device whose address it comes from.
+        let mut batch = String::new();
+        for number in 0..count {
+            let (address, table) = (crowd_address(number)?, number + 1);
+            let _ = writeln!(
+                batch,
+                "address add {address}/32 dev crowd{number}\nlink set crowd{number} up\n\
+                 route add default dev crowd{number} table {table}\nrule add from {address} lookup {table}"
+            );
+        }
+        let file = ns.dir().join("crowd.batch");
+        std::fs::write(&file, batch).context("writing a batch for ip")?;
+        ns.run(&format!("ip -batch {}", file.display()))?;
         Ok(Self { keys, _process: process })
+    }
+
+    /// Pings every member once, all at the same time, from a namespace on the other side.
+    pub fn ping_all(&self, from: &Ns) -> Result<()> {
+        let mut script = String::new();
+        for number in 0..self.keys.len() {
+            let address = crowd_address(number)?;
+            let _ = writeln!(script, "(ping -n -q -c 1 -W 3 {address} >/dev/null || echo {address}) &");
+        }
+        let unanswered = from.sh(&format!("{script}wait"))?;
+        ensure!(unanswered.is_empty(), "no answer from {}", unanswered.replace('\n', " "));
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ mod traveller;
 mod whole;
 
 pub use agent::Agent;
-pub use device::{Crowd, helper, stranger};
+pub use device::{Crowd, crowd_address, helper, stranger};
 pub use kernel::differences;
 pub use place::{Node, Place};
 pub use reach::{Cell, Host, Reach};

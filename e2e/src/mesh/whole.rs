@@ -162,7 +162,10 @@ impl<'w> Mesh<'w> {
         let mut found = Vec::new();
         for (name, plan) in plans {
             let node = self.place.node(name)?;
-            found.extend(differences(&node.ns, plan)?.into_iter().map(|what| format!("{name}: {what}")));
+            let answers = self.agents.get(name).is_some_and(|agent| !agent.is_frozen());
+            found.extend(
+                differences(&node.ns, plan, answers)?.into_iter().map(|what| format!("{name}: {what}")),
+            );
         }
         Ok(found)
     }

@@ -35,7 +35,12 @@ fn location_box(mesh: &Mesh<'_>, location: &str, nodes: &[&Node], segment: Optio
     let mut text = format!("  ┌{title:─<WIDTH$}┐\n");
     for node in nodes {
         let part = part(mesh, node, segment);
-        let line = format!(" {}  {:<14}pods {:<14}{part}", node.name, node.private, node.pod_cidr);
+        let line = format!(
+            " {}  {:<14}pods {:<14}{part}",
+            node.name,
+            node.private.to_string(),
+            node.pod_cidr.to_string()
+        );
         let _ = writeln!(text, "  │{line:<WIDTH$}│");
     }
     let _ = writeln!(text, "  └{}┘", "─".repeat(WIDTH));
