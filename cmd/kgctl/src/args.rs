@@ -38,9 +38,9 @@ pub struct Global {
     #[arg(long, global = true, value_enum, default_value = "kubernetes", value_name = "NAME")]
     pub backend: Backend,
 
-    /// The kubeconfig file [default: $KUBECONFIG, ~/.kube/config, in-cluster]
+    /// The kubeconfig file; empty for the cluster this runs in [default: $KUBECONFIG, ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
+    pub kubeconfig: Option<String>,
 
     /// How nodes are grouped; auto takes what most ready nodes say
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "GRANULARITY")]

@@ -20,6 +20,8 @@ pub fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<u8> {
     }
     let old = Mesh::read(global, &source(&args.filename), &args.agent)?;
     let new = Mesh::read(global, &source(&args.to), &args.agent)?;
+    #[cfg(feature = "cluster")]
+    let new = if old.input.live && args.facts.is_none() { new.resolved_like(&old)? } else { new };
     new.tell_notes();
     let known: BTreeSet<_> = old.findings.iter().collect();
     for finding in new.findings.iter().filter(|finding| !known.contains(finding)) {

@@ -213,6 +213,14 @@ fn tree(bytes: &[u8]) -> Result<Value, String> {
     })
 }
 
+#[cfg(feature = "cluster")]
+fn cluster(global: &Global) -> anyhow::Result<Input> {
+    let mut input = crate::cluster::read(global)?;
+    input.settle();
+    Ok(input)
+}
+
+#[cfg(not(feature = "cluster"))]
 fn cluster(_global: &Global) -> anyhow::Result<Input> {
     Err(message("this kgctl was built without access to clusters: give it files with -f"))
 }

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod complete;
 mod diff;
 mod error;

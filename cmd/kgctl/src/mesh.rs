@@ -88,7 +88,24 @@ impl Mesh {
             return Err(message("the standard input (-) can be read only once"));
         }
         let facts = source.facts.as_deref().map(input::read_facts).transpose()?;
-        Ok(Self::new(input::read(&source.filename, global)?, facts, global, agent))
+        #[cfg(feature = "cluster")]
+        let resolve = facts.is_none() && source.filename.is_empty();
+        let mesh = Self::new(input::read(&source.filename, global)?, facts, global, agent);
+        #[cfg(feature = "cluster")]
+        if resolve {
+            return mesh.resolved();
+        }
+        Ok(mesh)
+    }
+
+    /// Resolves the names of all endpoints.
+    #[cfg(feature = "cluster")]
+    fn resolved(mut self) -> anyhow::Result<Self> {
+        let nodes = self.nodes.iter().map(|node| &node.endpoint);
+        let endpoints = nodes.chain(self.peers.iter().map(|peer| &peer.endpoint)).flatten();
+        let names = endpoints.filter_map(|endpoint| endpoint.dns()).map(str::to_owned).collect();
+        self.facts.dns = crate::cluster::resolve(names)?;
+        Ok(self)
     }
 
     /// Tells on the standard error what was taken for granted.
@@ -130,6 +147,17 @@ impl Mesh {
         let object = format!("Peer/{name}");
         let why = self.findings.iter().find(|finding| finding.object == object);
         Err(message(why.map_or_else(|| format!("peer {name:?} is not ready"), ToString::to_string)))
+    }
+
+    /// Resolves the names of all endpoints, as another mesh has it where that knows a name.
+    ///
+    /// # Errors
+    /// When this machine cannot even begin.
+    #[cfg(feature = "cluster")]
+    pub fn resolved_like(self, other: &Self) -> anyhow::Result<Self> {
+        let mut mesh = self.resolved()?;
+        mesh.facts.dns.extend(other.facts.dns.clone());
+        Ok(mesh)
     }
 
     /// What most ready nodes say, in a tie the one said first; the agent's default where none says anything.
