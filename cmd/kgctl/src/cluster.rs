@@ -32,7 +32,7 @@ pub fn read(global: &Global) -> anyhow::Result<Input> {
     block_on(async {
         let client = connect(&config).await?;
         let (nodes, peers, findings) = list(&client, &label).await.map_err(|error| message(error.line()))?;
-        Ok(Input { nodes, peers, findings, live: true, ..Input::default() })
+        anyhow::Ok(Input { nodes, peers, findings, live: true, ..Input::default() })
     })?
     .context("asking the cluster (-f FILE reads files instead)")
 }
@@ -46,11 +46,11 @@ pub fn resolve(names: BTreeSet<String>) -> anyhow::Result<BTreeMap<String, Vec<I
         let mut lookups = JoinSet::new();
         for name in names {
             lookups.spawn(async move {
-                let found = timeout(PATIENCE, tokio::net::lookup_host((name.as_str(), 0))).await;
-                let addresses: BTreeSet<IpAddr> = match found {
-                    Ok(Ok(addresses)) => addresses.map(|address| address.ip().to_canonical()).collect(),
-                    Ok(Err(_)) | Err(_) => BTreeSet::new(),
-                };
+                let addresses: BTreeSet<IpAddr> =
+                    match timeout(PATIENCE, tokio::net::lookup_host((name.as_str(), 0))).await {
+                        Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
+                        Ok(Err(_)) | Err(_) => BTreeSet::new(),
+                    };
                 (name, addresses)
             });
         }

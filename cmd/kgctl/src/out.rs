@@ -21,7 +21,15 @@ pub fn note(line: &str) {
 
 /// Writes an error with its causes to the standard error, in one line that begins as kubectl's do.
 pub fn error(error: &anyhow::Error) {
-    note(&format!("error: {error:#}"));
+    let mut line = String::from("error");
+    for cause in error.chain().map(ToString::to_string) {
+        // Some libraries repeat their cause in their own words.
+        if !line.ends_with(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    note(&line);
 }
 
 /// Whether a reader of the standard output went away.

@@ -1,5 +1,7 @@
 //! The built program, judged from outside.
 
+#[cfg(feature = "cluster")]
+mod cluster;
 mod common;
 mod plan;
 mod show;

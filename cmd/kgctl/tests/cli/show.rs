@@ -16,7 +16,7 @@ fn a_graph() {
 #[test]
 fn configurations() {
     for (name, args) in [
-        ("node.conf", &["showconf", "node", "n1"][..]),
+        ("node.conf", &["showconf", "node", "n1", "--port", "51999"][..]),
         ("peer.conf", &["showconf", "peer", "alice"]),
         (
             "node-as-peer.conf",
