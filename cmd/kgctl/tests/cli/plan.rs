@@ -108,6 +108,11 @@ fn objects_come_from_several_files_folders_and_the_standard_input() {
     let twice = json(&["plan", "-f", &a, &c, &a, "-o", "json"]);
     let findings = twice["findings"].to_string();
     assert!(findings.contains("Node/n1") && findings.contains("more than once"), "{findings}");
+    let newer = "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDR: 10.42.77.0/24}}";
+    let run = kgctl_stdin(&["plan", "-f", &a, &c, "-", "-o", "json"], newer);
+    let plan: Value = serde_json::from_str(&run.stdout).expect("JSON");
+    let n1 = &plan["translated"]["nodes"][0];
+    assert_eq!((&n1["name"], &n1["subnet"]), (&"n1".into(), &"10.42.77.0/24".into()), "the last one counts");
 }
 
 #[test]
