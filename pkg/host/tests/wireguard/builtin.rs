@@ -101,9 +101,9 @@ fn streams_arrive_as_they_were_sent() {
     for address in ["10.9.0.2:7", "[fd99::2]:7"] {
         b.ask(&format!("sink {address}"));
         let start = std::time::Instant::now();
-        let sent = a.ask(&format!("pour {address} 20"));
+        let sent = a.ask(&format!("pour {address} {}", 20 / crate::world::slow()));
         assert_eq!(b.ask("sunk"), sent, "{address}");
-        println!("20 MiB to {address} in {:?}", start.elapsed());
+        println!("stream to {address} in {:?}", start.elapsed());
     }
 }
 
@@ -154,11 +154,13 @@ fn key_and_port_change_on_a_live_device() {
     let data = tempfile::tempdir().unwrap();
     let (mut a, mut b) = pair("userspace", data.path());
     assert_eq!(pings(a.ping("10.9.0.2", 1)).received, 20);
-    // Both at once, several times: binding the same port again must not fail.
+    // Binding the same port again must not fail, however often.
     for n in [60, 61, 62] {
         let old = b.public();
-        b.key = crate::world::key(n);
-        b.configure();
+        for key in [n + 100, n + 110, n] {
+            b.key = crate::world::key(key);
+            b.configure();
+        }
         a.ask(&format!("remove {old}"));
         a.ask(&format!("add {} 192.0.2.2:51820 0 10.9.0.2/32", b.public()));
         eventually("a ping", || a.output(&["ping", "-c1", "-W1", "10.9.0.2"]).status.success());
