@@ -25,8 +25,11 @@ pub fn start(level: LogLevel, format: LogFormat) {
         LogLevel::None => LevelFilter::OFF,
     };
     let ours = ["kg", "kilo_agent", "kilo_file", "kilo_host", "kilo_k8s"];
-    let filter =
-        Targets::new().with_default(level.min(LevelFilter::WARN)).with_targets(ours.map(|t| (t, level)));
+    let filter = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        // An error for every packet to a peer that has not called yet; what matters comes from kilo_host.
+        .with_target("gotatun", LevelFilter::OFF)
+        .with_targets(ours.map(|t| (t, level)));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
     match format {
