@@ -1,6 +1,7 @@
 //! Writes the files that are made from the code, and says whether they are fresh.
 #![forbid(unsafe_code)]
 
+mod crd;
 mod markdown;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +28,13 @@ struct Cli {
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    let files = [("docs/kgctl.md", markdown::page(kilo_kgctl::command()))];
+    let crds = crd::manifest()?;
+    let files = [
+        ("docs/kgctl.md", markdown::page(kilo_kgctl::command())),
+        ("manifests/crds.yaml", crds.clone()),
+        // kustomize reads nothing outside of the folder it is in.
+        ("manifests/base/crds.yaml", crds),
+    ];
     let mut stale = Vec::new();
     for (name, text) in files {
         let path = cli.root.join(name);
