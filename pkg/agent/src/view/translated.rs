@@ -83,7 +83,7 @@ pub struct PeerView {
     pub public_key: Option<PublicKey>,
     /// Where it is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<Endpoint>,
+    pub endpoint: Option<String>,
     /// Seconds, 0 for none.
     pub persistent_keepalive: u16,
     /// Ranges behind it.
@@ -123,7 +123,7 @@ impl TranslatedView {
             valid: peer.valid,
             ready: peer.has_key_and_ranges(),
             public_key: peer.public_key,
-            endpoint: peer.endpoint.clone(),
+            endpoint: peer.endpoint_text(),
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: peer.allowed_ips.to_vec(),
         };
