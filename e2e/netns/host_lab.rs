@@ -13,7 +13,7 @@ use kilo_host::{HostConfig, LinuxHost};
 use kilo_mesh::Compatibility;
 use kilo_state::{Desired, Dev, Link, LinkKind, Op, diff};
 
-tests![discovery_finds_the_way_out, discovery_without_a_default_route, flannel_is_found, key_is_kept];
+tests![discovery_finds_the_way_out, discovery_without_a_default_route, switched_off_ipv6_is_a_fact, flannel_is_found, key_is_kept];
 
 /// A future's result, on one thread: all of the host's work is done in the test's namespace.
 pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
@@ -148,6 +148,18 @@ fn discovery_without_a_default_route(world: &World) -> Result<()> {
             let error = host.apply(&[op]).await.remove(0).err().context("no kernel without IPIP makes a tunnel")?;
             ensure!(format!("{:#}", anyhow::Error::from(error)).contains("--encapsulate=never"));
         }
+        Ok(())
+    })
+}
+
+fn switched_off_ipv6_is_a_fact(world: &World) -> Result<()> {
+    neighbour(world)?;
+    sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")?;
+    wait(async {
+        let mut host = open(config(world)).await?;
+        let facts = host.facts().await?;
+        ensure!(facts.ipv6 == Some(false) && facts.external_ip == Some(net("192.168.5.10/24")));
+        host.observe().await?;
         Ok(())
     })
 }

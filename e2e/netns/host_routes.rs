@@ -145,7 +145,8 @@ fn what_others_made_stays(world: &World) -> Result<()> {
         ip route add 10.2.2.0/24 via 192.168.5.11 metric 500; ip route add 10.53.0.0/16 dev kilo0 proto bird; \
         ip route add 10.2.2.0/24 via 192.168.5.11 table 99; ip rule add fwmark 7 lookup 99; \
         ip rule add from 10.6.0.0/16 lookup 99; ip -6 route add fd50::/64 via fd00:5::11; \
-        ip rule add fwmark 9 to 192.168.9.9 lookup 1107")?;
+        ip rule add fwmark 9 to 192.168.9.9 lookup 1107; \
+        ip route add 10.5.0.1 dev kilo0 src 192.168.5.10 metric 50 proto bird")?;
     let show = "ip route show table all; ip -6 route show table main; ip rule; ip -6 rule";
     let before = sh(show)?;
     wait(async {
@@ -157,6 +158,8 @@ fn what_others_made_stays(world: &World) -> Result<()> {
         }
         let nothing = Desired { links: vec![kilo0()], ..Desired::default() };
         reach(&mut host, &nothing).await?;
+        // Ours are gone; to remove them once more must not take somebody else's that looks like one.
+        apply(&mut host, &leader().routes.into_iter().map(Op::DeleteRoute).collect::<Vec<_>>()).await?;
         let (mut before, after) = (before.lines().collect::<Vec<_>>(), sh(show)?);
         let mut after: Vec<&str> = after.lines().collect();
         before.sort_unstable();

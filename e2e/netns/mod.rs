@@ -4,6 +4,7 @@ kilo_e2e::test_files! {
     host_device,
     host_firewall,
     host_lab,
+    host_names,
     host_routes,
     mesh_changes,
     mesh_crowd,

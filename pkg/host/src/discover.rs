@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use kilo_agent::DiscoverConfig;
+use kilo_mesh::is_public;
 
 use crate::netlink::address::LinkAddress;
 use crate::netlink::link::LinkState;
@@ -45,14 +46,6 @@ fn is_local(ip: IpAddr) -> bool {
                 || ip.is_unicast_link_local()
                 || (ip.segments()[0] & 0xff00 == 0xff00 && matches!(ip.segments()[0] & 0xf, 1 | 2))
         }
-    }
-}
-
-/// Upstream Kilo's test, bit for bit: leaders are elected by it on every node.
-fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !ip.is_private(),
-        IpAddr::V6(ip) => ip.segments()[0] != 0xfd00,
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::discover::{Listing, discover};
 use crate::error::{refused, retry};
-use crate::host::{LinuxHost, has_ipv6, tunnel_names};
+use crate::host::{LinuxHost, can_use_ipv6, has_ipv6, tunnel_names};
 use crate::netlink::link::LinkState;
 use crate::netlink::{address, link, route};
 use crate::resolve::{HOSTNAME, resolve};
@@ -87,7 +87,7 @@ impl LinuxHost {
                 Compatibility::Flannel => Some(links.iter().any(|link| link.name == tunnel)),
                 Compatibility::Cilium => Some(links.iter().any(|link| link.name == tunnels[0])),
             },
-            ipv6: Some(ipv6),
+            ipv6: Some(can_use_ipv6()),
             device: device.map(|(_, facts)| facts).unwrap_or_default(),
             ..HostFacts::default()
         })

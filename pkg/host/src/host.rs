@@ -95,6 +95,12 @@ pub(crate) fn has_ipv6() -> bool {
     std::path::Path::new(IPV6).exists()
 }
 
+/// Whether links made from now on can have IPv6 addresses.
+pub(crate) fn can_use_ipv6() -> bool {
+    let disabled = std::fs::read_to_string(format!("{IPV6}/default/disable_ipv6"));
+    disabled.is_ok_and(|text| text.trim() == "0")
+}
+
 impl Host for LinuxHost {
     async fn discover(&mut self, config: &DiscoverConfig) -> Result<HostFacts, HostError> {
         self.discover_facts(config).await

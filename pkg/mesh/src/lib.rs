@@ -40,6 +40,7 @@ pub use firewall::{Firewall, Forward, Ipip, Masquerade};
 pub use mtu::MtuDecision;
 pub use node::Node;
 pub use object::{DnsOrIp, Metadata, NodeObject, NodeSpec, PeerEndpoint, PeerObject, PeerSpec, SecretText};
+pub use parse::is_public;
 pub use peer::Peer;
 pub use plan::{Mesh, Outcome, Plan, plan};
 pub use read::{read_node, read_peer};

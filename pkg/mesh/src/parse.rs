@@ -38,7 +38,7 @@ pub(crate) fn one(ip: IpAddr) -> IpNet {
 
 /// Whether an address counts as public in the election of leaders. This is upstream's test to the bit (only
 /// `fd00::/16` of `fd00::/8`, no `100.64.0.0/10`): every agent of a mesh must elect the same leader.
-pub(crate) fn is_public(ip: IpAddr) -> bool {
+pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let [a, b, ..] = ip.octets();
