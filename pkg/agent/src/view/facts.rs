@@ -123,6 +123,7 @@ fn children(field: &str, value: Option<Value>) -> Result<Map<String, Value>, Fac
 
 #[cfg(test)]
 mod tests {
+    use kilo_mesh::DeviceFact;
     use serde_json::json;
 
     use super::*;
@@ -148,6 +149,15 @@ mod tests {
                 public_key: PUBLIC.parse().ok(),
                 internal_ip: "10.0.0.1/24".parse().ok(),
                 uplink_mtu: Some(1500),
+                device: vec![DeviceFact {
+                    public_key: PUBLIC.parse().expect("a key"),
+                    endpoint: "[2001:db8::1]:51820".parse().ok(),
+                    latest_handshake: 1_767_225_599,
+                }],
+                programmed: BTreeMap::from([(
+                    PUBLIC.parse().expect("a key"),
+                    "203.0.113.1:51820".parse().expect("an endpoint"),
+                )]),
                 ..HostFacts::default()
             },
         };

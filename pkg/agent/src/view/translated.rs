@@ -35,7 +35,7 @@ pub struct NodeView {
     #[serde(rename = "internalIP", skip_serializing_if = "Option::is_none")]
     pub internal_ip: Option<IpNet>,
     /// It is said to have none.
-    #[serde(rename = "noInternalIP", skip_serializing_if = "is_false")]
+    #[serde(rename = "noInternalIP", skip_serializing_if = "std::ops::Not::not")]
     pub no_internal_ip: bool,
     /// The address by which the CNI's own network reaches it.
     #[serde(rename = "cniCompatibilityIP", skip_serializing_if = "Option::is_none")]
@@ -129,9 +129,4 @@ impl TranslatedView {
         };
         Self { nodes: nodes.into_iter().map(node).collect(), peers: peers.into_iter().map(peer).collect() }
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
-fn is_false(value: &bool) -> bool {
-    !value
 }
