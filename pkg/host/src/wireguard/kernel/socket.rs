@@ -17,6 +17,8 @@ use zeroize::Zeroize as _;
 
 /// The kernel's messages of a dump are at most this long.
 const RECEIVE: usize = 64 << 10;
+/// How often a dump is asked for at most.
+const DUMPS: u32 = 5;
 
 /// A socket and the family's number.
 pub(super) struct Socket {
@@ -70,8 +72,14 @@ impl Socket {
         self.talk(message, NLM_F_REQUEST | NLM_F_ACK).map(|_| ())
     }
 
-    /// Asks for a dump.
+    /// Asks for a dump, again when the device changed in the middle of it.
     pub(super) fn dump(&mut self, message: WireguardMessage) -> io::Result<Vec<WireguardMessage>> {
+        for _ in 1..DUMPS {
+            match self.talk(message.clone(), NLM_F_REQUEST | NLM_F_DUMP) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
         self.talk(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
 
@@ -102,6 +110,7 @@ impl Socket {
         GenlMessage<F>: NetlinkSerializable + NetlinkDeserializable,
     {
         let mut answers = Vec::new();
+        let mut interrupted = false;
         loop {
             let received = self.socket.recv(&mut &mut self.buffer[..], 0)?;
             let mut rest = &self.buffer[..received];
@@ -114,8 +123,10 @@ impl Socket {
                     // The end of an answer that was given up on.
                     continue;
                 }
+                interrupted |= i32::from(message.header.flags) & libc::NLM_F_DUMP_INTR != 0;
                 match message.payload {
                     NetlinkPayload::Error(e) => return e.code.map_or(Ok(answers), |_| Err(e.to_io())),
+                    NetlinkPayload::Done(_) if interrupted => return Err(io::ErrorKind::Interrupted.into()),
                     NetlinkPayload::Done(_) => return Ok(answers),
                     NetlinkPayload::InnerMessage(inner) => answers.push(inner.into_parts().1),
                     NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
