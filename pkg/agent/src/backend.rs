@@ -51,7 +51,7 @@ pub enum Event {
     PeerDeleted(String),
     /// The object of this name cannot be read: it counts as gone until it can.
     Malformed(WatchKind, String, Finding),
-    /// A watch broke or came back.
+    /// A watch broke or came back. A list says as well that it is up.
     Watch(WatchKind, WatchState),
 }
 

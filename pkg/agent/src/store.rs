@@ -54,6 +54,7 @@ impl Store {
         match event {
             Event::Nodes(objects, findings) => {
                 self.listed[0] = true;
+                self.watches.insert(WatchKind::Nodes, WatchState::Up);
                 let gone: Vec<_> = gone(&self.nodes, objects.iter().map(|o| &o.metadata.name));
                 let mut changed = self.replace_malformed(WatchKind::Nodes, findings);
                 changed |= !gone.is_empty();
@@ -65,6 +66,7 @@ impl Store {
             }
             Event::Peers(objects, findings) => {
                 self.listed[1] = true;
+                self.watches.insert(WatchKind::Peers, WatchState::Up);
                 let gone: Vec<_> = gone(&self.peers, objects.iter().map(|o| &o.metadata.name));
                 let mut changed = self.replace_malformed(WatchKind::Peers, findings);
                 changed |= !gone.is_empty();

@@ -153,7 +153,6 @@ where
     /// Passes an event on, and that the watch is back.
     async fn tell(&mut self, event: Event) -> Result<(), Closed> {
         if self.down.take().is_some() {
-            tracing::info!(kind = self.kind.as_str(), "Watch is back");
             let up = Event::Watch(self.kind, WatchState::Up);
             self.events.send(up).await.map_err(|_| Closed)?;
         }
@@ -166,7 +165,6 @@ where
         if self.down.as_ref() == Some(&reason) {
             return Ok(());
         }
-        tracing::warn!(kind = self.kind.as_str(), %reason, "Watch broke");
         self.down = Some(reason.clone());
         self.events.send(Event::Watch(self.kind, WatchState::Down(reason))).await.map_err(|_| Closed)
     }
