@@ -144,8 +144,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let mut due = false;
         loop {
             if due && self.store.synced() {
-                self.reconcile().await;
-                due = false;
+                due = self.reconcile().await;
             }
             self.publish();
             let timer = self.next_timer();
@@ -253,8 +252,10 @@ impl<B: Backend, H: Host> Agent<B, H> {
             .unwrap_or_else(|| Instant::now() + self.settings.resync)
     }
 
-    /// One round: facts, plan, difference, operations, our own Node.
-    async fn reconcile(&mut self) {
+    /// One round: facts, plan, difference, operations, our own Node. Tells whether another must follow at
+    /// once.
+    async fn reconcile(&mut self) -> bool {
+        let mut again = false;
         let started = Instant::now();
         self.facts.now = unix_now();
         let mut errors = Vec::new();
@@ -283,8 +284,10 @@ impl<B: Backend, H: Host> Agent<B, H> {
             let names = kilo_state::names(desired, observed);
             let programmed = &mut self.facts.host.programmed;
             let outcome = apply(&mut self.host, &ops, &names, observed, programmed, &self.stats).await;
-            if !outcome.is_empty() {
-                // What a failed operation left behind is not known.
+            // A new link brings parameters that were not there to be compared.
+            again = outcome.is_empty() && ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
+            if again || !outcome.is_empty() {
+                // What a failed operation left behind is not known either.
                 self.observed = None;
             }
             errors.extend(outcome);
@@ -292,6 +295,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         self.log_outcome(&plan);
         self.write_node(&plan);
         self.finish(plan, errors, started.elapsed());
+        again
     }
 
     fn finish(&mut self, plan: Plan, errors: Vec<HostError>, took: Duration) {

@@ -111,7 +111,7 @@ fn sysctls(input: &Input<'_>, routes: &[Route]) -> BTreeMap<Box<str>, Box<str>> 
     });
     if topology.leader && endpoint_is_private {
         let name = &facts.host.interfaces.wireguard;
-        out.insert(format!("net/ipv4/conf/{}/rp_filter", name.replace('.', "/")).into(), "2".into());
+        out.insert(format!("net/ipv4/conf/{name}/rp_filter").into(), "2".into());
     }
     out
 }
