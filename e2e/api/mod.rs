@@ -1,3 +1,5 @@
 //! Tests against a real API server: a file here exports `TESTS` (`tests![…]`) and has one line below.
 
-kilo_e2e::test_files! {}
+kilo_e2e::test_files! {
+    api_backend,
+}
