@@ -18,7 +18,9 @@ pub fn draw(mesh: &Mesh<'_>) -> Result<String> {
     for location in ["west", "east"] {
         let segment = segments.iter().find(|segment| segment["location"] == format!("location:{location}"));
         let nodes: Vec<&Node> = mesh.place.nodes.iter().filter(|node| node.location == location).collect();
-        boxes.push(location_box(mesh, location, &nodes, segment));
+        // Where a leader behind NAT is found is known only to those whom it has called.
+        let seen = segment.and_then(|segment| plan["discoveredEndpoints"][segment["key"].as_str()?].as_str());
+        boxes.push(location_box(mesh, location, &nodes, segment, seen));
     }
     let mut text = boxes.join(&format!("  {:^WIDTH$}\n", "║ WireGuard"));
     for traveller in &mesh.travellers {
@@ -29,12 +31,18 @@ pub fn draw(mesh: &Mesh<'_>) -> Result<String> {
     Ok(text)
 }
 
-fn location_box(mesh: &Mesh<'_>, location: &str, nodes: &[&Node], segment: Option<&Value>) -> String {
+fn location_box(
+    mesh: &Mesh<'_>,
+    location: &str,
+    nodes: &[&Node],
+    segment: Option<&Value>,
+    seen: Option<&str>,
+) -> String {
     let nat = if nodes.iter().any(|node| node.behind_nat) { ", behind NAT 198.51.100.2" } else { "" };
     let title = format!(" {location}{nat} ");
     let mut text = format!("  ┌{title:─<WIDTH$}┐\n");
     for node in nodes {
-        let part = part(mesh, node, segment);
+        let part = part(mesh, node, segment, seen);
         let line = format!(
             " {}  {:<14}pods {:<14}{part}",
             node.name,
@@ -47,7 +55,7 @@ fn location_box(mesh: &Mesh<'_>, location: &str, nodes: &[&Node], segment: Optio
     text
 }
 
-fn part(mesh: &Mesh<'_>, node: &Node, segment: Option<&Value>) -> String {
+fn part(mesh: &Mesh<'_>, node: &Node, segment: Option<&Value>, seen: Option<&str>) -> String {
     if !mesh.agents.contains_key(&node.name) {
         return "stopped".into();
     }
@@ -58,7 +66,7 @@ fn part(mesh: &Mesh<'_>, node: &Node, segment: Option<&Value>) -> String {
     match (leader, segment) {
         (Some(leader), Some(segment)) if leader == node.name => {
             let text = |key: &str| segment[key].as_str().unwrap_or("?").to_owned();
-            format!("leads: {}, {}", text("wireGuardIP"), text("endpoint"))
+            format!("leads: {}, {}", text("wireGuardIP"), seen.map_or(text("endpoint"), str::to_owned))
         }
         (Some(leader), _) => format!("by {leader}"),
         (None, _) => "not in the mesh".into(),
