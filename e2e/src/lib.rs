@@ -1,6 +1,7 @@
 //! The runner of the tests on real kernels: each test is a process of its own in fresh namespaces.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod mesh;
 mod programs;
 mod runner;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use kilo_agent::{DiscoverConfig, Settings};
 use kilo_host::HostConfig;
 use kilo_host::wireguard::Mode;
+use kilo_k8s::ClientConfig;
 use kilo_mesh::{Compatibility, Config, Encapsulate, Granularity, Mtu};
 
 /// The version that `--version`, the build metric and the start-up line show.
@@ -84,7 +85,7 @@ pub struct AgentArgs {
     pub iptables_forward_rules: bool,
     /// Path of a kubeconfig; without it and --master, the configuration of the pod
     #[arg(long, value_name = "PATH")]
-    pub kubeconfig: Option<PathBuf>,
+    pub kubeconfig: Option<String>,
     /// Address of the HTTP server for metrics, health, graph and plan
     #[arg(long, value_name = "ADDR", default_value = ":1107")]
     pub listen: String,
@@ -243,6 +244,14 @@ impl AgentArgs {
             forward_rules: self.iptables_forward_rules,
             ..HostConfig::default()
         }
+    }
+
+    /// Which API server.
+    pub fn client_config(&self) -> ClientConfig {
+        ClientConfig::for_agent(
+            self.kubeconfig.as_deref().unwrap_or_default(),
+            self.master.as_deref().unwrap_or_default(),
+        )
     }
 
     fn compatibility(&self) -> Compatibility {

@@ -72,7 +72,9 @@ async fn start(args: &AgentArgs) -> anyhow::Result<()> {
     match args.backend {
         Backend::Kubernetes => {
             anyhow::ensure!(args.state_dir.is_none(), "--state-dir is for --backend=file");
-            anyhow::bail!("this build has no client for the API server")
+            let client = kilo_k8s::connect(&args.client_config()).await?;
+            let label = settings.config.topology_label.clone();
+            serve(kilo_k8s::KubernetesBackend::new(client, label), args, settings, listener).await
         }
         Backend::File => {
             let dir = args.state_dir.as_deref().context("--backend=file needs --state-dir=DIR")?;

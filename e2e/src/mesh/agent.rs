@@ -28,8 +28,32 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent of a node on a state directory, with `more` flags at the end.
     pub fn start(node: &Node, state_dir: &Path, more: &[&str]) -> Result<Self> {
+        let mut flags = Self::flags(node);
+        flags.extend(["--backend=file".into(), format!("--state-dir={}", state_dir.display())]);
+        // How often endpoints of those behind NAT are looked at and published.
+        flags.push("--resync-period=2s".into());
+        flags.extend(more.iter().map(|&flag| flag.to_owned()));
+        Self::start_with(node, &[], &flags)
+    }
+
+    /// What keeps agents apart that share a machine, and what this machine's kernel can do.
+    pub fn flags(node: &Node) -> Vec<String> {
         let dir = node.ns.dir();
-        let cni = dir.join(CNI_FILE);
+        vec![
+            format!("--hostname={}", node.name),
+            format!("--data-dir={}", dir.join("lib").display()),
+            format!("--cni-path={}", dir.join(CNI_FILE).display()),
+            format!("--listen={LISTEN}"),
+            "--wireguard=userspace".into(),
+            "--encapsulate=never".into(),
+            "--log-format=text".into(),
+        ]
+    }
+
+    /// Starts the agent of a node with these flags and no others; `before` is a command that runs the command
+    /// after it. The CNI file is there as the init containers leave it.
+    pub fn start_with(node: &Node, before: &[String], flags: &[String]) -> Result<Self> {
+        let cni = node.ns.dir().join(CNI_FILE);
         if !cni.exists() {
             let conf = serde_json::json!({
                 "cniVersion": "0.4.0", "name": "kilo",
@@ -37,21 +61,8 @@ impl Agent {
             });
             std::fs::write(&cni, conf.to_string()).context("writing the CNI file")?;
         }
-        let mut argv = vec![
-            program("kg")?.into_os_string().into_string().ok().context("the path of kg is no UTF-8")?,
-            format!("--hostname={}", node.name),
-            "--backend=file".into(),
-            format!("--state-dir={}", state_dir.display()),
-            format!("--data-dir={}", dir.join("lib").display()),
-            format!("--cni-path={}", cni.display()),
-            format!("--listen={LISTEN}"),
-            "--wireguard=userspace".into(),
-            "--encapsulate=never".into(),
-            // How often endpoints of those behind NAT are looked at and published.
-            "--resync-period=2s".into(),
-            "--log-format=text".into(),
-        ];
-        argv.extend(more.iter().map(|&flag| flag.to_owned()));
+        let kg = program("kg")?.into_os_string().into_string().ok().context("the path of kg is no UTF-8")?;
+        let argv: Vec<String> = before.iter().chain([&kg]).chain(flags).cloned().collect();
         let process = node.ns.spawn("kg", &argv)?;
         Ok(Self { ns: node.ns.clone(), process, frozen: false })
     }
@@ -59,6 +70,11 @@ impl Agent {
     /// The process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// What a page answers with status 200.

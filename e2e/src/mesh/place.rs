@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use kilo_testkit::netns::{Ns, World};
 
@@ -46,7 +46,8 @@ struct Plot {
     public: Option<&'static str>,
 }
 
-const PLOTS: [Plot; 4] = [
+/// Those after the fourth are used only where somebody asks for more.
+const PLOTS: [Plot; 5] = [
     Plot {
         name: "a1",
         location: "west",
@@ -63,6 +64,7 @@ const PLOTS: [Plot; 4] = [
     },
     Plot { name: "b1", location: "east", number: 3, private: "192.168.2.11/24", public: None },
     Plot { name: "b2", location: "east", number: 4, private: "192.168.2.12/24", public: None },
+    Plot { name: "b3", location: "east", number: 5, private: "192.168.2.13/24", public: None },
 ];
 
 const WEST_GATEWAY: &str = "203.0.113.1";
@@ -71,6 +73,11 @@ const EAST_GATEWAY: &str = "198.51.100.1";
 impl Place {
     /// Lays everything out. Nodes reach their own location and the internet; pods reach their node.
     pub fn lay_out(world: &World) -> Result<Self> {
+        Self::lay_out_for(world, 4)
+    }
+
+    /// As [`lay_out`](Self::lay_out) with this many nodes, five at most: `b3` is the fifth.
+    pub fn lay_out_for(world: &World, nodes: usize) -> Result<Self> {
         let internet = world.ns("internet")?;
         for (bridge, gateway) in [("west", WEST_GATEWAY), ("east", EAST_GATEWAY)] {
             world.bridge(&internet, bridge)?;
@@ -86,8 +93,9 @@ impl Place {
         uplink(world, &internet, "east", &east, "wan", "198.51.100.2/24".parse()?, EAST_GATEWAY)?;
         world.nat(&east, "wan")?;
 
+        let plots = PLOTS.get(..nodes).with_context(|| format!("there is no ground for {nodes} nodes"))?;
         let mut nodes = Vec::new();
-        for plot in &PLOTS {
+        for plot in plots {
             let ns = world.ns(plot.name)?;
             let lan = if plot.location == "west" { &west } else { &east };
             world.cable((&ns, "eth0"), (lan, plot.name))?;

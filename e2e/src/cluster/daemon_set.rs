@@ -1,0 +1,113 @@
+//! The pods of the DaemonSet, made and started as its controller and the kubelets would.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::ControlPlane;
+use crate::mesh::{Agent, Node};
+
+/// Where a pod finds the credentials of its ServiceAccount, below `/var/run/secrets`.
+const CREDENTIALS: &str = "kubernetes.io/serviceaccount";
+/// Makes a directory the pod's `/var/run/secrets`, which is the same as `/run/secrets` everywhere.
+const MOUNT: &str = "mkdir -p /run/secrets && mount --bind \"$1\" /run/secrets && shift && exec \"$@\"";
+/// Flags of the manifests that win over what keeps agents apart.
+const OF_MANIFESTS: [&str; 2] = ["--hostname", "--listen"];
+
+/// The agents' DaemonSet as the server has it.
+#[derive(Debug)]
+pub(super) struct DaemonSet {
+    namespace: String,
+    template: Value,
+}
+
+impl DaemonSet {
+    /// The one of the manifests.
+    pub(super) fn find(api: &ControlPlane) -> Result<Self> {
+        let all = api.json(&["get", "daemonsets", "--all-namespaces"])?;
+        let [set] = all["items"].as_array().map(Vec::as_slice).unwrap_or_default() else {
+            anyhow::bail!("the manifests have not one DaemonSet: {all}");
+        };
+        let namespace = set["metadata"]["namespace"].as_str().context("the DaemonSet's namespace")?;
+        Ok(Self { namespace: namespace.to_owned(), template: set["spec"]["template"].clone() })
+    }
+
+    /// The ServiceAccount of its pods as the server calls it.
+    pub(super) fn account(&self) -> Result<String> {
+        Ok(format!("system:serviceaccount:{}:{}", self.namespace, self.account_name()?))
+    }
+
+    fn account_name(&self) -> Result<&str> {
+        self.template["spec"]["serviceAccountName"].as_str().context("the pods' ServiceAccount")
+    }
+
+    /// Makes the pod of a node and starts its agent with the token of that pod.
+    pub(super) fn start(&self, api: &ControlPlane, node: &Node) -> Result<Agent> {
+        let name = pod_name(node);
+        let mut spec = self.template["spec"].clone();
+        spec["nodeName"] = json!(node.name);
+        let labels = &self.template["metadata"]["labels"];
+        let metadata = json!({"name": name, "namespace": self.namespace, "labels": labels});
+        api.put("create", &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))?;
+
+        let secrets = node.ns.dir().join("secrets");
+        let dir = secrets.join(CREDENTIALS);
+        std::fs::create_dir_all(&dir).context("creating the credentials' directory")?;
+        let (pod, account) = (format!("--bound-object-name={name}"), self.account_name()?);
+        let token = ["create", "token", account, "-n", &self.namespace, "--bound-object-kind=Pod", &pod];
+        std::fs::write(dir.join("token"), api.kubectl(&token)?.trim()).context("writing the token")?;
+        std::fs::write(dir.join("namespace"), &self.namespace).context("writing the namespace")?;
+        std::fs::copy(api.ca(), dir.join("ca.crt")).context("copying the certificate")?;
+
+        let server = api.address()?;
+        let before = ["sh", "-c", MOUNT, "sh", &secrets.to_string_lossy(), "env"].map(str::to_owned);
+        let before = before.into_iter().chain([
+            format!("KUBERNETES_SERVICE_HOST={}", server.ip()),
+            format!("KUBERNETES_SERVICE_PORT={}", server.port()),
+        ]);
+        Agent::start_with(node, &before.collect::<Vec<_>>(), &self.flags(node)?)
+    }
+
+    /// The arguments of the container, and then what this machine needs.
+    fn flags(&self, node: &Node) -> Result<Vec<String>> {
+        let containers = &self.template["spec"]["containers"];
+        let container = &containers[0];
+        ensure!(containers.as_array().is_some_and(|all| all.len() == 1), "not one container: {containers}");
+        let mut own = Agent::flags(node);
+        own.retain(|flag| !OF_MANIFESTS.contains(&flag_name(flag)));
+        let mut flags = Vec::new();
+        for argument in container["args"].as_array().into_iter().flatten() {
+            let flag = expand(argument.as_str().context("an argument")?, &container["env"], node)?;
+            if !own.iter().any(|own| flag_name(own) == flag_name(&flag)) {
+                flags.push(flag);
+            }
+        }
+        ensure!(!flags.is_empty(), "the container has no arguments: {container}");
+        flags.extend(own);
+        Ok(flags)
+    }
+}
+
+/// The name of a node's pod.
+pub(super) fn pod_name(node: &Node) -> String {
+    format!("kilo-{}", node.name)
+}
+
+fn flag_name(flag: &str) -> &str {
+    flag.split('=').next().unwrap_or_default()
+}
+
+/// Puts the container's variables into `$(NAME)`.
+fn expand(argument: &str, env: &Value, node: &Node) -> Result<String> {
+    let mut text = argument.to_owned();
+    for variable in env.as_array().into_iter().flatten() {
+        let name = variable["name"].as_str().context("a variable's name")?;
+        let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+            Some("spec.nodeName") => node.name.clone(),
+            Some("status.hostIP") => node.private.to_string(),
+            Some(other) => anyhow::bail!("a kubelet would know {other}"),
+            None => variable["value"].as_str().unwrap_or_default().to_owned(),
+        };
+        text = text.replace(&format!("$({name})"), &value);
+    }
+    Ok(text)
+}

@@ -1,0 +1,13 @@
+//! A cluster as far as agents see one: a real API server, the objects of `manifests/`, Nodes, and the pods of the
+//! DaemonSet, each an agent in the namespace of its node with what a kubelet would mount and tell.
+
+mod audit;
+mod control_plane;
+mod daemon_set;
+mod watchers;
+mod whole;
+
+pub use audit::Request;
+pub use control_plane::ControlPlane;
+pub use watchers::Seen;
+pub use whole::{Cluster, peer_object};
