@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kilo_e2e::mesh::{Crowd, Mesh, crowd_address, stranger};
-use kilo_e2e::{World, eventually, figure, tests};
+use kilo_e2e::mesh::{Crowd, Mesh, Messages, crowd_address, stranger};
+use kilo_e2e::{Ns, World, eventually, figure, tests};
 
 tests![one_of_a_thousand_peers_changes(limit = 240)];
 
@@ -25,7 +25,13 @@ struct Counters {
 }
 
 fn one_of_a_thousand_peers_changes(world: &World) -> Result<()> {
-    let mut mesh = Mesh::start_on(world, &["a1"], &[])?;
+    change_one(world, &[], None)
+}
+
+/// Adds, changes and removes one of a thousand Peers, a hundred of them live, with `flags` for the agent. With
+/// `count`, the requests that the kernel's WireGuard gets are counted by it.
+pub fn change_one(world: &World, flags: &[&str], count: Option<fn(&Ns) -> Result<Messages>>) -> Result<()> {
+    let mut mesh = Mesh::start_on(world, &["a1"], flags)?;
     mesh.settle(SOON)?;
     mesh.admit("laptop", 77, SOON)?;
     let a1 = mesh.place.node("a1")?;
@@ -64,11 +70,14 @@ fn one_of_a_thousand_peers_changes(world: &World) -> Result<()> {
         Ok(lines.find(|(key, _)| *key == stranger).map(|(_, ranges)| ranges.to_owned()))
     };
     let agent = &mesh.agents["a1"];
-    let mut operations = Vec::new();
+    let messages = count.map(|count| count(&a1.ns)).transpose()?;
+    let seen = || messages.as_ref().map(Messages::so_far);
+    let (mut operations, mut asked) = (Vec::new(), Vec::new());
     let steps = [Some([10, 100, 200, 1]), Some([10, 100, 200, 2]), None].map(|address| address.map(IpAddr::from));
     for wanted in steps {
         let counts = || anyhow::Ok((agent.operations(&DEVICE)?, agent.operations(&[])?));
         let (device, all) = counts()?;
+        let seen_before = seen();
         match wanted {
             Some(address) => mesh.state.put_peer("stranger", &stranger, address, None)?,
             None => mesh.state.remove_peer("stranger")?,
@@ -82,6 +91,7 @@ fn one_of_a_thousand_peers_changes(world: &World) -> Result<()> {
         std::thread::sleep(Duration::from_secs(1));
         let (device_then, all_then) = counts()?;
         operations.push((device_then - device, all_then - all));
+        asked.extend(seen().zip(seen_before).map(|(then, before)| then - before));
     }
     crowd.ping_all(&a1.ns)?;
     let report = pinger.stop()?;
@@ -99,15 +109,20 @@ fn one_of_a_thousand_peers_changes(world: &World) -> Result<()> {
         );
         went_on += 1;
     }
+    let messages = match messages {
+        Some(_) => format!("; netlink messages to WireGuard: {asked:?}"),
+        None => String::new(),
+    };
     let text = format!(
         "{} peers, {went_on} live sessions went on; {} of {} pings lost; operations to add, change, \
-         remove (device, all): {operations:?}",
+         remove (device, all): {operations:?}{messages}",
         after.len(),
         report.lost,
         report.sent
     );
     ensure!(went_on == LIVE + 1 && report.lost == 0 && report.sent > 60, "{text}");
     ensure!(operations.iter().all(|&(device, all)| device == 1.0 && all <= 4.0), "{text}");
+    ensure!(asked.iter().all(|&asked| (1..=3).contains(&asked)), "{text}");
     figure(&text);
     mesh.kernels_as_planned(SOON)
 }

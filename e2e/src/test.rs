@@ -58,7 +58,7 @@ macro_rules! tests {
 #[macro_export]
 macro_rules! test_files {
     ($($file:ident),* $(,)?) => {
-        $(mod $file;)*
+        $(pub mod $file;)*
         pub const TESTS: &[&[$crate::Test]] = &[$($file::TESTS),*];
     };
 }

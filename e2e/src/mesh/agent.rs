@@ -26,12 +26,15 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent of a node on a state directory, with `more` flags at the end.
+    /// Starts the agent of a node on a state directory, with `more` flags, which stand in place of those that
+    /// it would get otherwise.
     pub fn start(node: &Node, state_dir: &Path, more: &[&str]) -> Result<Self> {
         let mut flags = Self::flags(node);
         flags.extend(["--backend=file".into(), format!("--state-dir={}", state_dir.display())]);
         // How often endpoints of those behind NAT are looked at and published.
         flags.push("--resync-period=2s".into());
+        let name = |flag: &str| flag.split_once('=').map_or(flag, |(name, _)| name).to_owned();
+        flags.retain(|flag| !more.iter().any(|other| name(other) == name(flag)));
         flags.extend(more.iter().map(|&flag| flag.to_owned()));
         Self::start_with(node, &[], &flags)
     }

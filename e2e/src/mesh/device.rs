@@ -19,14 +19,16 @@ const KEEPALIVE: u16 = 2;
 const CROWD: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 0);
 
 /// `--helper wg-device LINK DIR` offers a device to `wg(8)`; `--helper wg-crowd COUNT DIR KEY ENDPOINT` makes
-/// many that talk to one peer. Both run until they are killed.
+/// many that talk to one peer, by the kernel where it can; `--helper wg-messages` counts what is asked of the
+/// kernel's. All run until they are killed.
 pub fn helper(words: &[&str]) -> Option<Result<()>> {
     match words {
         ["wg-device", link, dir] => Some(run(async {
-            let _device = device(link, Path::new(dir)).await?;
+            let _device = device(Mode::Userspace, link, Path::new(dir)).await?;
             std::future::pending().await
         })),
         ["wg-crowd", count, dir, key, endpoint] => Some(run(crowd(count, Path::new(dir), key, endpoint))),
+        ["wg-messages"] => Some(super::messages::tell()),
         _ => None,
     }
 }
@@ -36,9 +38,9 @@ fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
     runtime.worker_threads(1).enable_all().build().context("starting the runtime")?.block_on(work)
 }
 
-async fn device(link: &str, dir: &Path) -> Result<WireGuard> {
+async fn device(mode: Mode, link: &str, dir: &Path) -> Result<WireGuard> {
     let mut device = WireGuard::open(WireGuardConfig {
-        mode: Mode::Userspace,
+        mode,
         interface: link.to_owned(),
         data_dir: dir.to_owned(),
         create: true,
@@ -55,7 +57,7 @@ async fn crowd(count: &str, dir: &Path, key: &str, endpoint: &str) -> Result<()>
     let mut devices = Vec::new();
     for number in 0..count {
         let own = PrivateKey::from_random(random()?);
-        let mut device = device(&format!("crowd{number}"), dir).await?;
+        let mut device = device(Mode::Auto, &format!("crowd{number}"), dir).await?;
         let change = DeviceChange { public_key: Some(own.public_key()), listen_port: Some(0) };
         device.configure(&change, &own).await?;
         let peer = DevicePeer {
@@ -83,7 +85,7 @@ fn random() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
-/// Many devices in one process that keep a session with one peer alive.
+/// Many devices of one process that keep a session with one peer alive.
 #[derive(Debug)]
 pub struct Crowd {
     /// Their keys.

@@ -22,7 +22,10 @@ pub fn differences(ns: &Ns, plan: &Value, answers: bool) -> Result<Vec<String>> 
     if answers {
         compare(&mut found, "peer", planned_peers(plan)?, kernel_peers(ns, plan)?);
     }
-    compare(&mut found, "masquerade", planned_masquerade(plan)?, kernel_masquerade(ns)?);
+    compare(&mut found, "tunnel", planned_tunnel(plan), kernel_tunnel(ns, plan)?);
+    let table = kernel_table(ns)?;
+    compare(&mut found, "masquerade", planned_masquerade(plan)?, kernel_masquerade(&table)?);
+    compare(&mut found, "IPIP", planned_ipip(plan)?, kernel_ipip(&table)?);
     Ok(found)
 }
 
@@ -153,6 +156,32 @@ fn kernel_link(ns: &Ns, plan: &Value) -> Result<Lines> {
     Ok(links.as_array().into_iter().flatten().map(read).collect())
 }
 
+/// A plan that lets IPIP in has a tunnel; what others keep in theirs is no matter of ours.
+fn uses_tunnel(plan: &Value) -> bool {
+    !list(&plan["firewall"]["ipip"], "allowSources").is_empty()
+}
+
+fn planned_tunnel(plan: &Value) -> Lines {
+    let line = format!("{} up [{}]", text(&plan["interfaces"], "tunnel"), text(plan, "tunnelAddress"));
+    Lines::from_iter(uses_tunnel(plan).then_some(line))
+}
+
+fn kernel_tunnel(ns: &Ns, plan: &Value) -> Result<Lines> {
+    if !uses_tunnel(plan) {
+        return Ok(Lines::new());
+    }
+    let links = ns.json("ip -j address show")?;
+    let name = text(&plan["interfaces"], "tunnel");
+    let read = |item: &Value| {
+        let addresses = list(item, "addr_info").iter();
+        let addresses: Vec<String> =
+            addresses.map(|address| format!("{}/{}", text(address, "local"), address["prefixlen"])).collect();
+        let up = list(item, "flags").iter().any(|flag| flag == "UP");
+        format!("{name} {} [{}]", if up { "up" } else { "down" }, addresses.join(" "))
+    };
+    Ok(links.as_array().into_iter().flatten().filter(|item| item["ifname"] == name).map(read).collect())
+}
+
 /// Port, key, ranges and keepalive. Endpoints are left out where the device may have learned better ones.
 fn planned_peers(plan: &Value) -> Result<Lines> {
     if plan["leader"] != true {
@@ -216,28 +245,64 @@ fn planned_masquerade(plan: &Value) -> Result<Lines> {
     Ok(lines)
 }
 
-fn kernel_masquerade(ns: &Ns) -> Result<Lines> {
+/// The objects of our table; `None` when there is no table.
+fn kernel_table(ns: &Ns) -> Result<Option<Vec<Value>>> {
     let output = ns.output(&["nft", "-j", "list", "table", "inet", "kilo"])?;
     if !output.status.success() {
-        return Ok(Lines::from(["(no table)".to_owned()]));
+        return Ok(None);
     }
     let ruleset: Value = serde_json::from_slice(&output.stdout).context("reading the JSON of nft")?;
-    let objects = list(&ruleset, "nftables");
-    let rules = objects.iter().map(|object| &object["rule"]).filter(|rule| rule["chain"] == "postrouting");
-    let mut lines = numbered(rules.map(rule_line));
+    Ok(Some(list(&ruleset, "nftables").to_vec()))
+}
+
+fn kernel_masquerade(table: &Option<Vec<Value>>) -> Result<Lines> {
+    let Some(objects) = table else { return Ok(Lines::from(["(no table)".to_owned()])) };
+    let mut lines = numbered(rules(objects, "postrouting"));
     for (part, set) in SETS {
-        let mut ranges = Vec::new();
-        for object in objects {
-            let name = text(&object["set"], "name");
-            if name.strip_prefix(set).is_some_and(|family| family == "4" || family == "6") {
-                for element in list(&object["set"], "elem") {
-                    ranges.extend(element_ranges(element)?);
-                }
-            }
-        }
-        lines.extend(set_line(part, ranges));
+        lines.extend(set_line(part, elements(objects, set)?));
     }
     Ok(lines)
+}
+
+/// Who may send IPIP, and that nobody else may.
+const IPIP_RULES: [&str; 3] = [
+    "l4proto ipip ip saddr @ipip4 accept",
+    "l4proto ipip ip6 saddr @ipip6 accept",
+    "l4proto ipip drop",
+];
+
+fn planned_ipip(plan: &Value) -> Result<Lines> {
+    let ranges = list(&plan["firewall"]["ipip"], "allowSources").iter().filter_map(Value::as_str).map(net);
+    let Some(line) = set_line("sources", ranges.collect::<Result<_>>()?) else { return Ok(Lines::new()) };
+    let mut lines = numbered(IPIP_RULES.map(str::to_owned));
+    lines.insert(line);
+    Ok(lines)
+}
+
+fn kernel_ipip(table: &Option<Vec<Value>>) -> Result<Lines> {
+    let objects = table.as_deref().unwrap_or_default();
+    let mut lines = numbered(rules(objects, "input"));
+    lines.extend(set_line("sources", elements(objects, "ipip")?));
+    Ok(lines)
+}
+
+fn rules(objects: &[Value], chain: &str) -> Vec<String> {
+    let rules = objects.iter().map(|object| &object["rule"]);
+    rules.filter(|rule| rule["chain"] == chain).map(rule_line).collect()
+}
+
+/// What the sets of both families have.
+fn elements(objects: &[Value], set: &str) -> Result<Vec<IpNet>> {
+    let mut ranges = Vec::new();
+    for object in objects {
+        let name = text(&object["set"], "name");
+        if name.strip_prefix(set).is_some_and(|family| family == "4" || family == "6") {
+            for element in list(&object["set"], "elem") {
+                ranges.extend(element_ranges(element)?);
+            }
+        }
+    }
+    Ok(ranges)
 }
 
 fn numbered(rules: impl IntoIterator<Item = String>) -> Lines {
@@ -248,7 +313,13 @@ fn numbered(rules: impl IntoIterator<Item = String>) -> Lines {
 fn rule_line(rule: &Value) -> String {
     let mut words = Vec::new();
     for step in list(rule, "expr") {
-        if let Some(compare) = step.get("match") {
+        if let Some(compare) = step.get("match")
+            && let Some(key) = compare["left"]["meta"]["key"].as_str()
+        {
+            // The names of protocols come from a file of the machine.
+            let ipip = ["4", "ipencap", "ipip", "ipv4"].contains(&compare["right"].to_string().trim_matches('"'));
+            words.push(format!("{key} {}", if ipip { "ipip".to_owned() } else { compare["right"].to_string() }));
+        } else if let Some(compare) = step.get("match") {
             let side = &compare["left"]["payload"];
             words.push(format!(
                 "{} {} {}",

@@ -11,6 +11,7 @@
 mod agent;
 mod device;
 mod kernel;
+mod messages;
 mod place;
 mod reach;
 mod state_dir;
@@ -20,6 +21,7 @@ mod whole;
 pub use agent::Agent;
 pub use device::{Crowd, crowd_address, helper, stranger};
 pub use kernel::differences;
+pub use messages::Messages;
 pub use place::{Node, Place};
 pub use reach::{Cell, Host, Reach};
 pub use state_dir::StateDir;

@@ -38,13 +38,20 @@ pub struct Place {
 }
 
 /// What is told about a node.
+#[derive(Clone, Copy)]
 struct Plot {
     name: &'static str,
     location: &'static str,
     number: u8,
+    /// Which network of its location it is in.
+    lan: &'static str,
     private: &'static str,
     public: Option<&'static str>,
 }
+
+const LAN: &str = "lan";
+/// The second network of west, behind a router.
+const FAR: &str = "far";
 
 /// Those after the fourth are used only where somebody asks for more.
 const PLOTS: [Plot; 5] = [
@@ -52,6 +59,7 @@ const PLOTS: [Plot; 5] = [
         name: "a1",
         location: "west",
         number: 1,
+        lan: LAN,
         private: "10.1.0.11/24",
         public: Some("203.0.113.11/24"),
     },
@@ -59,12 +67,28 @@ const PLOTS: [Plot; 5] = [
         name: "a2",
         location: "west",
         number: 2,
+        lan: LAN,
         private: "10.1.0.12/24",
         public: Some("203.0.113.12/24"),
     },
-    Plot { name: "b1", location: "east", number: 3, private: "192.168.2.11/24", public: None },
-    Plot { name: "b2", location: "east", number: 4, private: "192.168.2.12/24", public: None },
-    Plot { name: "b3", location: "east", number: 5, private: "192.168.2.13/24", public: None },
+    Plot { name: "b1", location: "east", number: 3, lan: LAN, private: "192.168.2.11/24", public: None },
+    Plot { name: "b2", location: "east", number: 4, lan: LAN, private: "192.168.2.12/24", public: None },
+    Plot { name: "b3", location: "east", number: 5, lan: LAN, private: "192.168.2.13/24", public: None },
+];
+
+/// Three in west, one of them in a network of its own, and one in east.
+const ROUTED: [Plot; 4] = [
+    PLOTS[0],
+    PLOTS[1],
+    Plot {
+        name: "a3",
+        location: "west",
+        number: 6,
+        lan: FAR,
+        private: "10.1.1.13/24",
+        public: Some("203.0.113.13/24"),
+    },
+    PLOTS[2],
 ];
 
 const WEST_GATEWAY: &str = "203.0.113.1";
@@ -78,6 +102,16 @@ impl Place {
 
     /// As [`lay_out`](Self::lay_out) with this many nodes, five at most: `b3` is the fifth.
     pub fn lay_out_for(world: &World, nodes: usize) -> Result<Self> {
+        let plots = PLOTS.get(..nodes).with_context(|| format!("there is no ground for {nodes} nodes"))?;
+        Self::lay(world, plots)
+    }
+
+    /// Lays out `a1` and `a2` in one network of west, `a3` in another behind a router, and `b1` in east.
+    pub fn lay_out_routed(world: &World) -> Result<Self> {
+        Self::lay(world, &ROUTED)
+    }
+
+    fn lay(world: &World, plots: &[Plot]) -> Result<Self> {
         let internet = world.ns("internet")?;
         for (bridge, gateway) in [("west", WEST_GATEWAY), ("east", EAST_GATEWAY)] {
             world.bridge(&internet, bridge)?;
@@ -86,22 +120,32 @@ impl Place {
         world.forward(&internet)?;
 
         let west = world.ns("west")?;
-        world.bridge(&west, "lan")?;
+        world.bridge(&west, LAN)?;
+        let routed = plots.iter().any(|plot| plot.lan == FAR);
+        if routed {
+            world.bridge(&west, FAR)?;
+            world.address(&west, LAN, "10.1.0.1/24".parse()?)?;
+            world.address(&west, FAR, "10.1.1.1/24".parse()?)?;
+            world.forward(&west)?;
+        }
         let east = world.ns("east")?;
-        world.bridge(&east, "lan")?;
-        world.address(&east, "lan", "192.168.2.1/24".parse()?)?;
+        world.bridge(&east, LAN)?;
+        world.address(&east, LAN, "192.168.2.1/24".parse()?)?;
         uplink(world, &internet, "east", &east, "wan", "198.51.100.2/24".parse()?, EAST_GATEWAY)?;
         world.nat(&east, "wan")?;
 
-        let plots = PLOTS.get(..nodes).with_context(|| format!("there is no ground for {nodes} nodes"))?;
         let mut nodes = Vec::new();
         for plot in plots {
             let ns = world.ns(plot.name)?;
             let lan = if plot.location == "west" { &west } else { &east };
             world.cable((&ns, "eth0"), (lan, plot.name))?;
-            world.port(lan, "lan", plot.name)?;
+            world.port(lan, plot.lan, plot.name)?;
             let private: IpNet = plot.private.parse()?;
             world.address(&ns, "eth0", private)?;
+            if routed && plot.location == "west" {
+                let router = if plot.lan == FAR { "10.1.1.1" } else { "10.1.0.1" };
+                world.route(&ns, "10.1.0.0/16", router.parse()?)?;
+            }
             let public: Option<IpNet> = plot.public.map(str::parse).transpose()?;
             match public {
                 Some(public) => uplink(world, &internet, "west", &ns, "eth1", public, WEST_GATEWAY)?,

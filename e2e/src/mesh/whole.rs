@@ -34,11 +34,13 @@ impl<'w> Mesh<'w> {
 
     /// Lays out the ground and starts agents on some nodes only; the others have no Node object either.
     pub fn start_on(world: &'w World, names: &[&str], flags: &[&str]) -> Result<Self> {
-        for program in ["ip", "nft", "wg", "ping"] {
-            world.need(program)?;
-        }
-        world.need_tun()?;
-        let place = Place::lay_out(world)?;
+        needs(world)?;
+        Self::start_at(world, Place::lay_out(world)?, names, flags)
+    }
+
+    /// Starts agents on some nodes of a ground.
+    pub fn start_at(world: &'w World, place: Place, names: &[&str], flags: &[&str]) -> Result<Self> {
+        needs(world)?;
         let state = StateDir::new(world.dir().join("state"))?;
         let mut agents = BTreeMap::new();
         let mut stopped = BTreeSet::new();
@@ -178,4 +180,11 @@ impl<'w> Mesh<'w> {
             Ok(())
         })
     }
+}
+
+fn needs(world: &World) -> Result<()> {
+    for program in ["ip", "nft", "wg", "ping"] {
+        world.need(program)?;
+    }
+    world.need_tun()
 }
