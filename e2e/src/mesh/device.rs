@@ -18,13 +18,14 @@ const KEEPALIVE: u16 = 2;
 /// Where the addresses of a crowd begin.
 const CROWD: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 0);
 
-/// `--helper wg-device LINK DIR` offers a device to `wg(8)`; `--helper wg-crowd COUNT DIR KEY ENDPOINT` makes
+/// `--helper wg-device MODE LINK DIR` offers a device to `wg(8)`; `--helper wg-crowd COUNT DIR KEY ENDPOINT` makes
 /// many that talk to one peer, by the kernel where it can; `--helper wg-messages` counts what is asked of the
 /// kernel's. All run until they are killed.
 pub fn helper(words: &[&str]) -> Option<Result<()>> {
     match words {
-        ["wg-device", link, dir] => Some(run(async {
-            let _device = device(Mode::Userspace, link, Path::new(dir)).await?;
+        ["wg-device", mode, link, dir] => Some(run(async {
+            let mode = mode.parse().map_err(|why: String| anyhow::anyhow!(why))?;
+            let _device = device(mode, link, Path::new(dir)).await?;
             std::future::pending().await
         })),
         ["wg-crowd", count, dir, key, endpoint] => Some(run(crowd(count, Path::new(dir), key, endpoint))),

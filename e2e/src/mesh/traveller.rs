@@ -39,6 +39,7 @@ impl Traveller {
                 exe.as_os_str(),
                 "--helper".as_ref(),
                 "wg-device".as_ref(),
+                "auto".as_ref(),
                 LINK.as_ref(),
                 ns.dir().as_os_str(),
             ],

@@ -81,6 +81,7 @@ fn device(ns: &Ns, kind: &str) -> Result<Process> {
             program.as_os_str(),
             "--helper".as_ref(),
             "wg-device".as_ref(),
+            "userspace".as_ref(),
             LINK.as_ref(),
             ns.dir().as_os_str(),
         ];
