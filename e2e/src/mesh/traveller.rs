@@ -63,10 +63,14 @@ impl Traveller {
         })
     }
 
-    /// What `kgctl showconf peer` prints for it.
+    /// What `kgctl showconf peer` prints for it at this moment.
     pub fn showconf(&self, state: &StateDir) -> Result<String> {
+        // Without a time, kgctl takes that of the newest check-in, for which a node that died is still alive.
+        let now = std::time::UNIX_EPOCH.elapsed().context("reading the clock")?.as_secs();
+        let facts = self.host.ns.dir().join("facts.json");
+        std::fs::write(&facts, format!("{{\"now\": {now}}}")).context("writing the time for kgctl")?;
         let mut command = Command::new(program("kgctl")?);
-        command.args(["showconf", "peer", self.host.name()]);
+        command.args(["showconf", "peer", self.host.name(), "--facts"]).arg(&facts);
         for file in state.files()? {
             command.arg("-f").arg(file);
         }

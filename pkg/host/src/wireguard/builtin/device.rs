@@ -322,8 +322,9 @@ impl State {
             let Some(known) = self.peers.get_mut(&public_key) else { continue };
             if let Some(age) = p.stats.last_handshake {
                 let time = now.saturating_sub(age.as_secs());
-                // An age is cut to seconds, so that the same handshake seems to move by one.
-                if time.abs_diff(known.handshake) > 1 {
+                // An age is cut to seconds and read a moment after the clock, so that the same handshake seems
+                // to move; it never moves back.
+                if time > known.handshake + 1 {
                     known.handshake = time;
                 }
             }
