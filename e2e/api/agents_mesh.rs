@@ -32,6 +32,11 @@ fn agents_are_one_mesh(world: &World) -> Result<()> {
     let (patches, reads) = agents_write_their_own_node(&cluster)?;
     plans_are_those_of_file_mode(&mut cluster)?;
 
+    // The count of writes sees a foreign one.
+    cluster.write_as("a1", "b1")?;
+    let error = agents_write_their_own_node(&cluster).err().context("nobody sees that a1 wrote to b1")?;
+    ensure!(error.to_string().starts_with("a1 asked for"), "{error:#}");
+
     figure(&format!(
         "5 agents: {:.1} s to start their pods, {:.1} s until all is checked; Peer created to programmed on all \
          5 nodes: {}; deleted to gone: {}",
@@ -168,6 +173,7 @@ fn plans_are_those_of_file_mode(cluster: &mut Cluster<'_>) -> Result<()> {
         "mtu", "interfaces",
     ];
     let plans = cluster.mesh.plans()?;
+    ensure!(same(&plans["a1"], &plans["b1"], &PARTS).is_err(), "the comparison does not tell nodes apart");
     cluster.dump()?;
     for agent in cluster.mesh.agents.values_mut() {
         agent.stop()?;

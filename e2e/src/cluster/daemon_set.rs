@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::ControlPlane;
 use crate::mesh::{Agent, Node};
+use crate::program;
 
 /// Where a pod finds the credentials of its ServiceAccount, below `/var/run/secrets`.
 const CREDENTIALS: &str = "kubernetes.io/serviceaccount";
@@ -40,7 +41,30 @@ impl DaemonSet {
         self.template["spec"]["serviceAccountName"].as_str().context("the pods' ServiceAccount")
     }
 
-    /// Makes the pod of a node and starts its agent with the token of that pod.
+    /// Sends a request with the token of a node's pod; the body of the answer.
+    pub(super) fn request(
+        &self,
+        api: &ControlPlane,
+        node: &Node,
+        verb: &str,
+        path: &str,
+        body: &Value,
+    ) -> Result<String> {
+        let token = node.ns.dir().join("secrets").join(CREDENTIALS).join("token");
+        let header = node.ns.dir().join("header");
+        let token = std::fs::read_to_string(token).context("reading the token")?;
+        std::fs::write(&header, format!("Authorization: Bearer {token}")).context("writing the header")?;
+        let (url, ca) = (format!("https://{}{path}", api.address()?), api.ca());
+        let (header, ca, body) = (format!("@{}", header.display()), ca.to_string_lossy(), body.to_string());
+        let kind = "Content-Type: application/merge-patch+json";
+        let argv =
+            ["curl", "-sSf", "--cacert", &ca, "-X", verb, "-H", &header, "-H", kind, "-d", &body, &url];
+        let output = node.ns.output(&argv)?;
+        ensure!(output.status.success(), "{verb} {path}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Makes the pod of a node, runs its init containers and starts its agent with the token of that pod.
     pub(super) fn start(&self, api: &ControlPlane, node: &Node) -> Result<Agent> {
         let name = pod_name(node);
         let mut spec = self.template["spec"].clone();
@@ -58,6 +82,7 @@ impl DaemonSet {
         std::fs::write(dir.join("namespace"), &self.namespace).context("writing the namespace")?;
         std::fs::copy(api.ca(), dir.join("ca.crt")).context("copying the certificate")?;
 
+        self.prepare(api, node)?;
         let server = api.address()?;
         let before = ["sh", "-c", MOUNT, "sh", &secrets.to_string_lossy(), "env"].map(str::to_owned);
         let before = before.into_iter().chain([
@@ -65,6 +90,48 @@ impl DaemonSet {
             format!("KUBERNETES_SERVICE_PORT={}", server.port()),
         ]);
         Agent::start_with(node, &before.collect::<Vec<_>>(), &self.flags(node)?)
+    }
+
+    /// Runs the init containers, with directories of this node in place of those of a host.
+    fn prepare(&self, api: &ControlPlane, node: &Node) -> Result<()> {
+        let dir = node.ns.dir();
+        let plugins = dir.join("image");
+        std::fs::create_dir_all(&plugins).context("creating the image's directory")?;
+        // What an installed plugin does is not looked at.
+        std::fs::write(plugins.join("bridge"), "").context("writing a plugin")?;
+        let conf = Agent::cni_file(node);
+        let conf = conf.parent().context("the directory of the CNI file")?;
+        for container in self.template["spec"]["initContainers"].as_array().into_iter().flatten() {
+            let mut argv = vec!["env".to_owned()];
+            for variable in container["env"].as_array().into_iter().flatten() {
+                let name = variable["name"].as_str().context("a variable's name")?;
+                let value = match variable["valueFrom"].get("configMapKeyRef") {
+                    None => variable["value"].as_str().unwrap_or_default().to_owned(),
+                    Some(reference) => self.config_map(api, reference)?,
+                };
+                argv.push(format!("{name}={value}"));
+            }
+            argv.push(program("kg")?.to_string_lossy().into_owned());
+            for argument in container["args"].as_array().into_iter().flatten() {
+                argv.push(argument.as_str().context("an argument")?.to_owned());
+            }
+            argv.push(format!("--source={}", plugins.display()));
+            argv.push(format!("--bin-dir={}", dir.join("bin").display()));
+            argv.push(format!("--conf-dir={}", conf.display()));
+            let output = node.ns.output(&argv)?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "an init container on {}: {said}", node.name);
+        }
+        ensure!(dir.join("bin/bridge").is_file() && conf.is_dir(), "no init container installs CNI");
+        Ok(())
+    }
+
+    fn config_map(&self, api: &ControlPlane, reference: &Value) -> Result<String> {
+        let (name, key) = (reference["name"].as_str(), reference["key"].as_str());
+        let name = name.context("a ConfigMap's name")?;
+        let map = api.json(&["get", "configmap", name, "-n", &self.namespace])?;
+        let value = map["data"][key.unwrap_or_default()].as_str();
+        value.map(str::to_owned).with_context(|| format!("{name} has no key {key:?}"))
     }
 
     /// The arguments of the container, and then what this machine needs.

@@ -104,7 +104,8 @@ impl<'w> Cluster<'w> {
         Ok(reach)
     }
 
-    /// Whether each Node carries its agent's key and, where the agent leads, its WireGuard address.
+    /// Whether each Node carries its agent's key and, where the agent leads, its WireGuard address, and the CNI
+    /// file its pods' range.
     fn annotated(&self) -> Result<()> {
         let nodes = self.api.json(&["get", "nodes"])?;
         for node in nodes["items"].as_array().into_iter().flatten() {
@@ -113,6 +114,11 @@ impl<'w> Cluster<'w> {
             let place = self.mesh.place.node(name)?;
             let key = place.ns.run("wg show kilo0 public-key")?;
             ensure!(*annotation("key") == key.trim(), "{name} has the key {}", annotation("key"));
+            let cni = std::fs::read_to_string(Agent::cni_file(place)).context("reading the CNI file")?;
+            let cni: Value = serde_json::from_str(&cni).context("reading the JSON of the CNI file")?;
+            let ranges = &cni["plugins"][0]["ipam"]["ranges"];
+            let wanted = json!([[{"subnet": place.pod_cidr.to_string()}]]);
+            ensure!(*ranges == wanted, "the CNI file of {name} has the ranges {ranges}");
             for wanted in ["last-seen", "internal-ip", "endpoint"] {
                 let there = annotation(wanted).as_str().is_some_and(|text| !text.is_empty());
                 ensure!(there, "{name} has no {wanted}: {}", node["metadata"]["annotations"]);
@@ -172,6 +178,13 @@ impl<'w> Cluster<'w> {
             by_node.entry(node.name.clone()).or_default().push(request);
         }
         Ok(by_node)
+    }
+
+    /// Writes to one Node with the token of another node's pod, as no agent does.
+    pub fn write_as(&self, node: &str, other: &str) -> Result<()> {
+        let patch = json!({"metadata": {"annotations": {"example.com/foreign": "yes"}}});
+        let (node, path) = (self.mesh.place.node(node)?, format!("/api/v1/nodes/{other}"));
+        self.daemon_set.request(&self.api, node, "PATCH", &path, &patch).map(drop)
     }
 
     fn watched(&self) -> Result<Vec<Watched>> {

@@ -1,7 +1,7 @@
 //! One `kg` process and its HTTP server.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,8 +14,9 @@ use crate::program;
 
 /// Every agent is alone in its namespace, so all listen on the same port.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1107);
-/// The CNI file as Kilo's manifests install it; the agent writes the pod range into it.
-const CNI_FILE: &str = "10-kilo.conflist";
+/// The CNI file as Kilo's manifests install it, below the directory of the node; the agent writes the pod range
+/// into it.
+const CNI_FILE: &str = "cni/10-kilo.conflist";
 
 /// A running agent.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl Agent {
         vec![
             format!("--hostname={}", node.name),
             format!("--data-dir={}", dir.join("lib").display()),
-            format!("--cni-path={}", dir.join(CNI_FILE).display()),
+            format!("--cni-path={}", Self::cni_file(node).display()),
             format!("--listen={LISTEN}"),
             "--wireguard=userspace".into(),
             "--encapsulate=never".into(),
@@ -54,10 +55,12 @@ impl Agent {
     }
 
     /// Starts the agent of a node with these flags and no others; `before` is a command that runs the command
-    /// after it. The CNI file is there as the init containers leave it.
+    /// after it. The CNI file is there as an init container leaves it.
     pub fn start_with(node: &Node, before: &[String], flags: &[String]) -> Result<Self> {
-        let cni = node.ns.dir().join(CNI_FILE);
+        let cni = Self::cni_file(node);
         if !cni.exists() {
+            let dir = cni.parent().context("the directory of the CNI file")?;
+            std::fs::create_dir_all(dir).context("creating the directory of the CNI file")?;
             let conf = serde_json::json!({
                 "cniVersion": "0.4.0", "name": "kilo",
                 "plugins": [{"type": "bridge", "bridge": "kube-bridge", "ipam": {"type": "host-local"}}],
@@ -68,6 +71,11 @@ impl Agent {
         let argv: Vec<String> = before.iter().chain([&kg]).chain(flags).cloned().collect();
         let process = node.ns.spawn("kg", &argv)?;
         Ok(Self { ns: node.ns.clone(), process, frozen: false })
+    }
+
+    /// The CNI file of a node's agent.
+    pub fn cni_file(node: &Node) -> PathBuf {
+        node.ns.dir().join(CNI_FILE)
     }
 
     /// The process.

@@ -265,11 +265,8 @@ fn kernel_masquerade(table: &Option<Vec<Value>>) -> Result<Lines> {
 }
 
 /// Who may send IPIP, and that nobody else may.
-const IPIP_RULES: [&str; 3] = [
-    "l4proto ipip ip saddr @ipip4 accept",
-    "l4proto ipip ip6 saddr @ipip6 accept",
-    "l4proto ipip drop",
-];
+const IPIP_RULES: [&str; 3] =
+    ["l4proto ipip ip saddr @ipip4 accept", "l4proto ipip ip6 saddr @ipip6 accept", "l4proto ipip drop"];
 
 fn planned_ipip(plan: &Value) -> Result<Lines> {
     let ranges = list(&plan["firewall"]["ipip"], "allowSources").iter().filter_map(Value::as_str).map(net);
@@ -317,8 +314,12 @@ fn rule_line(rule: &Value) -> String {
             && let Some(key) = compare["left"]["meta"]["key"].as_str()
         {
             // The names of protocols come from a file of the machine.
-            let ipip = ["4", "ipencap", "ipip", "ipv4"].contains(&compare["right"].to_string().trim_matches('"'));
-            words.push(format!("{key} {}", if ipip { "ipip".to_owned() } else { compare["right"].to_string() }));
+            let ipip =
+                ["4", "ipencap", "ipip", "ipv4"].contains(&compare["right"].to_string().trim_matches('"'));
+            words.push(format!(
+                "{key} {}",
+                if ipip { "ipip".to_owned() } else { compare["right"].to_string() }
+            ));
         } else if let Some(compare) = step.get("match") {
             let side = &compare["left"]["payload"];
             words.push(format!(
