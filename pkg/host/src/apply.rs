@@ -247,12 +247,26 @@ impl LinuxHost {
         let result = match (dev, roles.link(dev)) {
             (Dev::WireGuard, _) => self.wireguard.delete().await,
             (_, Some(found)) if found.name == name => {
-                link::delete(&mut self.route, found.index).map_err(refused(format!("deleting link {name}")))
+                let index = found.index;
+                self.delete_or_clear(index).map_err(refused(format!("deleting link {name}")))
             }
             _ => Ok(()),
         };
         self.monitor.absorb(name);
         result
+    }
+
+    /// Deletes a link. The one that a tunnel's module makes for itself cannot be deleted, though the kernel says
+    /// that it was: it loses its addresses and goes down instead.
+    fn delete_or_clear(&mut self, index: u32) -> Result<(), Refused> {
+        link::delete(&mut self.route, index)?;
+        if !link::list(&mut self.route)?.iter().any(|link| link.index == index) {
+            return Ok(());
+        }
+        for (_, net) in address::list(&mut self.route)?.into_iter().filter(|(of, _)| *of == index) {
+            address::delete(&mut self.route, index, net)?;
+        }
+        link::set_up(&mut self.route, index, false)
     }
 
     /// Removes a rule whose link has gone. The kernel keeps such rules by the name of the link.
