@@ -10,7 +10,7 @@ use kilo_host::LinuxHost;
 
 use super::host_lab::{config, neighbour, net, open, sh, wait};
 
-tests![names_are_resolved_ipv4_first, nobody_is_waited_for_long];
+tests![names_are_resolved_ipv4_first, nobody_is_waited_for_long, the_hosts_file_is_enough];
 
 /// Makes this the only name server of the test.
 fn name_server(world: &World, hosts: &str) -> Result<UdpSocket> {
@@ -83,6 +83,22 @@ fn nobody_is_waited_for_long(world: &World) -> Result<()> {
         ensure!(host.resolve("peer.example".into()).await.is_none());
         let took = start.elapsed();
         ensure!(took < Duration::from_millis(5500), "a name took {took:?}");
+        Ok(())
+    })
+}
+
+/// A host that stands in its own `/etc/hosts` with one family needs no server.
+fn the_hosts_file_is_enough(world: &World) -> Result<()> {
+    neighbour(world)?;
+    sh("ip addr add 10.0.0.1/8 dev eth0")?;
+    let _server = name_server(world, "127.0.0.1 localhost\n192.168.5.10 node1.example node1\n")?;
+    wait(async {
+        let mut host = LinuxHost::open(config(world))?;
+        let start = Instant::now();
+        let facts = host.discover(&DiscoverConfig { hostname: "node1".into(), ..Default::default() }).await?;
+        let took = start.elapsed();
+        ensure!(facts.internal_ip == Some(net("192.168.5.10/24")), "{:?}", facts.internal_ip);
+        ensure!(took < Duration::from_millis(1000), "the hostname took {took:?}");
         Ok(())
     })
 }

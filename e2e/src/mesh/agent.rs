@@ -18,6 +18,9 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Ad
 /// into it.
 const CNI_FILE: &str = "cni/10-kilo.conflist";
 
+/// Makes a file the agent's `/etc/hosts`.
+const HOSTS: &str = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -68,7 +71,12 @@ impl Agent {
             std::fs::write(&cni, conf.to_string()).context("writing the CNI file")?;
         }
         let kg = program("kg")?.into_os_string().into_string().ok().context("the path of kg is no UTF-8")?;
-        let argv: Vec<String> = before.iter().chain([&kg]).chain(flags).cloned().collect();
+        // A host knows its own name; nobody here answers for others.
+        let hosts = node.ns.dir().join("hosts");
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{} {}\n", node.private, node.name))
+            .context("writing the file of hosts")?;
+        let mount = ["sh", "-c", HOSTS, "sh", &hosts.to_string_lossy()].map(str::to_owned);
+        let argv: Vec<String> = mount.iter().chain(before).chain([&kg]).chain(flags).cloned().collect();
         let process = node.ns.spawn("kg", &argv)?;
         Ok(Self { ns: node.ns.clone(), process, frozen: false })
     }

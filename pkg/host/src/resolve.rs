@@ -4,8 +4,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 
 /// How long a name of an endpoint may take.
 pub(crate) const ENDPOINT: Duration = Duration::from_secs(5);
@@ -16,6 +18,9 @@ pub(crate) const HOSTNAME: Duration = Duration::from_secs(2);
 pub(crate) async fn resolve(name: String, limit: Duration) -> Option<Vec<IpAddr>> {
     if let Ok(ip) = name.parse() {
         return Some(vec![ip]);
+    }
+    if let Some(known) = from_hosts_file(&name) {
+        return Some(known);
     }
     let lookup = async {
         let mut builder = TokioResolver::builder_tokio()?;
@@ -36,6 +41,22 @@ pub(crate) async fn resolve(name: String, limit: Duration) -> Option<Vec<IpAddr>
     let (mut v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = answer.iter().partition(IpAddr::is_ipv4);
     v4.extend(v6);
     (!v4.is_empty()).then_some(v4)
+}
+
+/// What `/etc/hosts` says, IPv4 first. The resolver itself would still ask the servers for the other family, and
+/// lose this when they are silent.
+fn from_hosts_file(name: &str) -> Option<Vec<IpAddr>> {
+    let hosts = Hosts::from_system().ok()?;
+    let name: Name = name.parse().ok()?;
+    let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
+    let found: Vec<IpAddr> = [RecordType::A, RecordType::AAAA]
+        .into_iter()
+        .filter_map(of)
+        .flat_map(|lookup| {
+            lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>()
+        })
+        .collect();
+    (!found.is_empty()).then_some(found)
 }
 
 #[cfg(test)]
