@@ -10,7 +10,11 @@ use kilo_e2e::mesh::{Agent, Traveller, stranger};
 use kilo_e2e::{World, eventually, figure, tests};
 use serde_json::{Value, json};
 
-tests![agents_are_one_mesh(limit = 420), agents_need_their_rights(limit = 420)];
+tests![
+    agents_are_one_mesh(limit = 420),
+    agents_need_their_rights(limit = 420),
+    rolling_restart_moves_nothing(limit = 420)
+];
 
 const SOON: Duration = Duration::from_secs(60);
 /// How often a Peer is created and deleted.
@@ -237,6 +241,54 @@ fn agents_need_their_rights(world: &World) -> Result<()> {
         requests.values().flatten().filter(|request| request.code == 403).count(),
         reach.reached(),
         start.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// One agent after another is stopped and started as an update of the DaemonSet does it, and
+/// one while the server is gone.
+fn rolling_restart_moves_nothing(world: &World) -> Result<()> {
+    let mut cluster = Cluster::found(world)?;
+    cluster.deploy()?;
+    cluster.converge(SOON)?;
+    let names: Vec<String> = cluster.mesh.agents.keys().cloned().collect();
+    let before = cluster.identities()?;
+    // Endpoints are stored a moment after they were learned.
+    std::thread::sleep(Duration::from_secs(3));
+
+    let (a2, b2) = (cluster.mesh.place.node("a2")?, cluster.mesh.place.node("b2")?);
+    let pingers = [a2.pod.ns.pinger(b2.pod.address)?, b2.pod.ns.pinger(a2.pod.address)?];
+    for name in &names {
+        cluster.restart(name)?;
+        cluster.mesh.settle(SOON)?;
+    }
+    cluster.converge(SOON)?;
+    ensure!(cluster.identities()? == before, "{:?}\n{before:?}", cluster.identities()?);
+    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
+    let gap = reports.iter().map(|report| report.longest_gap).max().unwrap_or_default();
+    ensure!(gap <= Duration::from_secs(1), "{reports:?}");
+
+    cluster.api.control(&["kill", "DIR", "kube-apiserver"])?;
+    let pinger = cluster.mesh.place.node("a2")?.pod.ns.pinger(cluster.mesh.place.node("b2")?.pod.address)?;
+    std::thread::sleep(Duration::from_secs(5));
+    let outage = pinger.stop()?;
+    ensure!(outage.sent > 50 && outage.lost == 0, "{outage:?}");
+    let last = names.last().context("no agent")?;
+    cluster.restart(last)?;
+    cluster.api.control(&["launch", "DIR", "kube-apiserver"])?;
+    cluster.api.control(&["ready", "DIR"])?;
+    cluster.converge(SOON)?;
+    ensure!(cluster.identities()? == before, "{:?}\n{before:?}", cluster.identities()?);
+    let (name, key, address) = ("late", stranger()?, Ipv4Addr::new(10, 100, 3, 1));
+    cluster.create_peer(name, &key, address, SOON)?;
+    figure(&format!(
+        "5 agents restarted one by one: no address or key moved, {} of {} pings lost, {:.0} ms without an answer at \
+         most; 5 s without the API server: {} of {} lost; an agent started then joins when it is back",
+        reports.iter().map(|report| report.lost).sum::<usize>(),
+        reports.iter().map(|report| report.sent).sum::<usize>(),
+        gap.as_secs_f64() * 1e3,
+        outage.lost,
+        outage.sent
     ));
     Ok(())
 }

@@ -43,7 +43,12 @@ impl ControlPlane {
         Ok(this)
     }
 
-    /// Runs `.ci/control-plane` with these words; `DIR` stands for its directory.
+    /// Runs `.ci/control-plane` with these words, `DIR` being its directory: faults and their end.
+    pub fn control(&self, words: &[&str]) -> Result<String> {
+        self.script(&[], words)
+    }
+
+    /// Runs `.ci/control-plane` with these words after a command; `DIR` stands for its directory.
     fn script(&self, before: &[&str], words: &[&str]) -> Result<String> {
         let script = repository()?.join(".ci/control-plane");
         let (script, dir) = (script.to_string_lossy(), self.dir.to_string_lossy());

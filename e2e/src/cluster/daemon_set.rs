@@ -73,8 +73,7 @@ impl DaemonSet {
         let metadata = json!({"name": name, "namespace": self.namespace, "labels": labels});
         api.put("create", &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))?;
 
-        let secrets = node.ns.dir().join("secrets");
-        let dir = secrets.join(CREDENTIALS);
+        let dir = node.ns.dir().join("secrets").join(CREDENTIALS);
         std::fs::create_dir_all(&dir).context("creating the credentials' directory")?;
         let (pod, account) = (format!("--bound-object-name={name}"), self.account_name()?);
         let token = ["create", "token", account, "-n", &self.namespace, "--bound-object-kind=Pod", &pod];
@@ -83,6 +82,12 @@ impl DaemonSet {
         std::fs::copy(api.ca(), dir.join("ca.crt")).context("copying the certificate")?;
 
         self.prepare(api, node)?;
+        self.run(api, node)
+    }
+
+    /// Starts the agent in the pod that a node has.
+    pub(super) fn run(&self, api: &ControlPlane, node: &Node) -> Result<Agent> {
+        let secrets = node.ns.dir().join("secrets");
         let server = api.address()?;
         let before = ["sh", "-c", MOUNT, "sh", &secrets.to_string_lossy(), "env"].map(str::to_owned);
         let before = before.into_iter().chain([

@@ -92,6 +92,27 @@ impl<'w> Cluster<'w> {
         Ok(())
     }
 
+    /// Stops the agent of a node as a kubelet does and starts it again.
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        self.mesh.agent(name)?.stop()?;
+        let agent = self.daemon_set.run(&self.api, self.mesh.place.node(name)?)?;
+        self.mesh.agents.insert(name.to_owned(), agent);
+        Ok(())
+    }
+
+    /// What others need to know of each node: location, key, WireGuard address and endpoint.
+    pub fn identities(&self) -> Result<BTreeMap<String, Vec<Value>>> {
+        const NAMES: [&str; 4] = ["location", "key", "wireguard-ip", "endpoint"];
+        let nodes = self.api.json(&["get", "nodes"])?;
+        let items = nodes["items"].as_array().into_iter().flatten();
+        let told = |node: &Value| {
+            let annotations = &node["metadata"]["annotations"];
+            let values = NAMES.map(|name| annotations[format!("kilo.squat.ai/{name}")].clone());
+            (node["metadata"]["name"].to_string(), values.to_vec())
+        };
+        Ok(items.map(told).collect())
+    }
+
     /// Waits until there is one mesh: every agent is ready and sees all nodes, every pod reaches every pod, the
     /// kernels are as planned, and the Nodes say what the agents found.
     pub fn converge(&self, limit: Duration) -> Result<Reach> {
