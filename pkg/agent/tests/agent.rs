@@ -194,17 +194,24 @@ async fn what_fails_is_tried_again_and_shown() {
 async fn nothing_is_removed_before_both_lists_are_there() {
     let first = World::start(false);
     first.until("set up", World::settled).await;
-    let backend = FakeBackend::default();
+    first.backend.apply_peer(peer("laptop", 9));
+    first
+        .until("peer there", |w| {
+            w.host.machine().observed.device.as_ref().is_some_and(|d| d.peers.len() == 2)
+        })
+        .await;
+    let backend = first.backend.clone();
     let host = first.end().await;
     host.machine().ops.clear();
-    // A backend that has listed Nodes but not yet Peers.
+    // A backend that has listed Nodes but not yet Peers: a plan of these would remove the laptop.
     struct Slow(FakeBackend);
     impl kilo_agent::Backend for Slow {
         async fn run(
             &self,
             events: tokio::sync::mpsc::Sender<Event>,
         ) -> Result<(), kilo_agent::BackendError> {
-            let _ = events.send(Event::Nodes(Vec::new(), Vec::new())).await;
+            let nodes = ["a", "b"].into_iter().filter_map(|name| self.0.node(name)).collect();
+            let _ = events.send(Event::Nodes(nodes, Vec::new())).await;
             let _ = events.send(Event::Watch(WatchKind::Peers, WatchState::Down("slow".into()))).await;
             std::future::pending().await
         }
