@@ -1,7 +1,7 @@
 # Two commands matter: `make test` checks everything, `make demo` shows it. Both install what they need once.
 ARGS ?=
 
-.PHONY: test demo install image
+.PHONY: test demo bench install image
 
 test: ## the one list of checks
 	@bash .ci/test
@@ -10,6 +10,12 @@ demo: ## a mesh in network namespaces, e.g. make demo ARGS=--check
 	@bash .ci/install demo
 	cargo build --locked --workspace --bins
 	@$${CARGO_TARGET_DIR:-target}/debug/demo $(ARGS)
+
+bench: ## figures beside upstream's and thresholds, e.g. make bench ARGS=one-peer
+	@bash .ci/install test
+	cargo build --locked --release -p kilo-kg -p kilo-kgctl
+	cargo build --locked --release -p kilo-e2e --bin bench
+	@$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
 
 image: ## the tree of the image, tried in an empty chroot
 	@bash .ci/check-image target/image

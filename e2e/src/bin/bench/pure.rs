@@ -55,8 +55,9 @@ pub fn measure(nodes: usize, peers: usize, granularity: &str) -> Result<Vec<Figu
     let first = plan(&config, &nodes_by_ref, &read_peers.iter().collect::<Vec<_>>(), &facts);
     ensure!(first.outcome == Outcome::Ok, "the plan came out {:?}: {:?}", first.outcome, first.error);
     let Some(mesh) = &first.mesh else { anyhow::bail!("a plan without mesh") };
-    let ops = diff(&mesh.desired, &Observed::default()).len();
     let peak = memory_of("self", "VmHWM")?.saturating_sub(before);
+    let ops = diff(&mesh.desired, &Observed::default()).len();
+    let start_peak = memory_of("self", "VmHWM")?.saturating_sub(before);
     let observed = carried_out(&mesh.desired);
     ensure!(diff(&mesh.desired, &observed).is_empty(), "a difference where there is none");
 
@@ -83,6 +84,7 @@ pub fn measure(nodes: usize, peers: usize, granularity: &str) -> Result<Vec<Figu
             Figure::new(format!("{name}/peak-mib"), peak as f64 / 1024.0),
             (nodes == 5000 && peers == 10_000).then_some("30–35"),
         ),
+        Figure::new(format!("{name}/with-operations-of-a-start/peak-mib"), start_peak as f64 / 1024.0),
         Figure::new(format!("{name}/operations-of-a-start"), ops as f64),
     ];
     if (nodes, peers) == (5000, 10_000) {
