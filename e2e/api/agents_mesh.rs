@@ -32,6 +32,7 @@ fn agents_are_one_mesh(world: &World) -> Result<()> {
     let (created, deleted) = peers_come_and_go(&cluster)?;
     a_laptop_comes(&mut cluster)?;
     a_bad_peer_harms_nobody(&cluster)?;
+    a_secret_stays_in_the_device(&mut cluster)?;
     plans_are_those_of_kgctl(&cluster)?;
     let (patches, reads) = agents_write_their_own_node(&cluster)?;
     plans_are_those_of_file_mode(&mut cluster)?;
@@ -112,6 +113,37 @@ fn a_bad_peer_harms_nobody(cluster: &Cluster<'_>) -> Result<()> {
         Ok(())
     })?;
     cluster.converge(SOON).map(drop)
+}
+
+/// A preshared key reaches the devices of leaders, and nothing that an agent tells.
+fn a_secret_stays_in_the_device(cluster: &mut Cluster<'_>) -> Result<()> {
+    let secret = stranger()?.to_string();
+    let mut peer = peer_object("secretive", &stranger()?.to_string(), IpAddr::from([10, 100, 2, 2]), None);
+    peer["spec"]["presharedKey"] = json!(secret);
+    cluster.api.put("create", &peer)?;
+    for name in ["a1", "b1"] {
+        let node = cluster.mesh.place.node(name)?;
+        eventually(SOON, &format!("{name} has the preshared key"), || {
+            let found = node.ns.run("wg show kilo0 preshared-keys")?;
+            ensure!(found.contains(&secret), "{found}");
+            Ok(())
+        })?;
+    }
+    for (name, agent) in &mut cluster.mesh.agents {
+        let own = agent.process().log();
+        let private = std::fs::read_to_string(cluster.mesh.place.node(name)?.ns.dir().join("lib/key"))
+            .context("reading the private key")?;
+        let mut told = vec![("log", own)];
+        for page in ["/plan", "/facts", "/metrics", "/graph?format=dot", "/readyz?verbose", "/"] {
+            told.push((page, agent.get(page)?));
+        }
+        for (place, text) in told {
+            ensure!(!text.is_empty(), "{name} tells nothing at {place}");
+            ensure!(!text.contains(&secret), "{name} tells the preshared key at {place}");
+            ensure!(!text.contains(private.trim()), "{name} tells its private key at {place}");
+        }
+    }
+    Ok(())
 }
 
 /// The same objects and facts give the same plan offline, to the last field.
