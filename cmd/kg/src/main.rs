@@ -40,7 +40,10 @@ fn main() -> ExitCode {
             println!("{VERSION}");
             Ok(())
         }
-        Some(Command::InstallCni(args)) => install_cni::run(&args),
+        Some(Command::InstallCni(args)) => {
+            logs::start(cli.agent.log_level, cli.agent.log_format);
+            install_cni::run(&args)
+        }
         None => run(&cli.agent),
     };
     match done {

@@ -5,31 +5,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kilo_mesh::{Config, Facts, Finding, Outcome, Plan};
 use kilo_state::{Desired, Link, LinkKind, Observed, Op};
-use kilo_wireguard::PublicKey;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::annotations::{self, Write};
+use crate::apply::{apply, chain};
 use crate::backoff::Backoff;
 use crate::names::Names;
 use crate::report::{ErrorEvent, Input, Query, Stats, Status};
 use crate::store::{Changed, Store};
 use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, WatchState};
 
-/// How often our own Node's `last-seen` is renewed: upstream drops a node after 60 s.
-pub const CHECK_IN: Duration = Duration::from_secs(30);
 /// How long events are gathered before they are planned together, once the first has arrived.
 const GATHER: Duration = Duration::from_millis(1);
 /// More events than these are not gathered into one plan, so that a flood cannot hold it off.
 const GATHER_AT_MOST: usize = 4096;
 /// How many operations of one reconcile are logged one by one; more are logged by their number.
-const LOGGED_OPS: usize = 32;
 
 /// What an agent is to do.
 #[derive(Clone, Debug)]
@@ -426,70 +423,6 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let remove_links = links.filter(goes).map(|link| (link.dev, link.name.clone())).collect();
         Desired { remove_links, ..Desired::default() }
     }
-}
-
-/// Carries operations out and works those that succeeded into what is known. The errors come back.
-async fn apply<H: Host>(
-    host: &mut H,
-    ops: &[Op],
-    names: &kilo_state::Names,
-    observed: &mut Observed,
-    programmed: &mut BTreeMap<PublicKey, SocketAddr>,
-    stats: &Stats,
-) -> Vec<HostError> {
-    if ops.is_empty() {
-        return Vec::new();
-    }
-    let results = host.apply(ops).await;
-    let mut errors = Vec::new();
-    for (op, result) in ops.iter().zip(results) {
-        stats.op(op.kind(), result.is_ok());
-        match result {
-            Ok(()) => {
-                if ops.len() <= LOGGED_OPS {
-                    info!(change = %op.display(names), "Changed the host");
-                }
-                remember_endpoint(programmed, op);
-                kilo_state::apply(observed, op);
-            }
-            Err(error) => errors.push(error),
-        }
-    }
-    if ops.len() > LOGGED_OPS {
-        info!(changes = ops.len(), failed = errors.len(), "Changed the host");
-    }
-    errors
-}
-
-/// Keeps the endpoints that were given to the device: a plan tells by them a changed setting from an
-/// endpoint that the device has learned.
-fn remember_endpoint(programmed: &mut BTreeMap<PublicKey, SocketAddr>, op: &Op) {
-    #[allow(clippy::wildcard_enum_match_arm, reason = "only peers have endpoints")]
-    match op {
-        Op::AddPeer(peer) => match peer.endpoint {
-            Some(endpoint) => drop(programmed.insert(peer.public_key, endpoint)),
-            None => drop(programmed.remove(&peer.public_key)),
-        },
-        Op::UpdatePeer(change) => {
-            if let Some(endpoint) = change.endpoint {
-                programmed.insert(change.public_key, endpoint);
-            }
-        }
-        Op::RemovePeer(key) => drop(programmed.remove(key)),
-        _ => {}
-    }
-}
-
-/// An error with its causes, for one log line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn unix_now() -> u64 {

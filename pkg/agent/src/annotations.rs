@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kilo_mesh::PREFIX;
 use tokio::task::JoinHandle;
 
-use crate::agent::CHECK_IN;
 use crate::report::ErrorEvent;
 use crate::{BackendError, NodePatch};
 
+/// How often our own Node's `last-seen` is renewed: upstream drops a node after 60 s.
+pub const CHECK_IN: Duration = Duration::from_secs(30);
 /// The annotations that a graceful stop removes; the order is upstream's.
 const REMOVED: [&str; 7] =
     ["endpoint", "internal-ip", "key", "last-seen", "wireguard-ip", "discovered-endpoints", "granularity"];

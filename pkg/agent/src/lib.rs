@@ -4,6 +4,7 @@
 
 mod agent;
 mod annotations;
+mod apply;
 mod backend;
 mod backoff;
 mod host;
@@ -12,7 +13,8 @@ mod report;
 mod store;
 pub mod view;
 
-pub use agent::{Agent, AgentError, CHECK_IN, Handle, Settings};
+pub use agent::{Agent, AgentError, Handle, Settings};
+pub use annotations::CHECK_IN;
 pub use backend::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
 pub use report::{DURATION_BUCKETS, Durations, ErrorEvent, Input, Query, Stats, Status};
