@@ -22,11 +22,8 @@ use crate::report::{ErrorEvent, Input, Query, Stats, Status};
 use crate::store::{Changed, Store};
 use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, WatchState};
 
-/// How long events are gathered before they are planned together, once the first has arrived.
-const GATHER: Duration = Duration::from_millis(1);
-/// More events than these are not gathered into one plan, so that a flood cannot hold it off.
+/// More events than these are not worked into one plan, so that a flood cannot hold it off.
 const GATHER_AT_MOST: usize = 4096;
-/// How many operations of one reconcile are logged one by one; more are logged by their number.
 
 /// What an agent is to do.
 #[derive(Clone, Debug)]
@@ -167,7 +164,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 }
                 Wake::Event(Some(event)) => {
                     due |= self.hear(event);
-                    due |= self.gather(&mut events).await;
+                    due |= self.gather(&mut events);
                 }
                 Wake::Host(event) => {
                     debug!(?event, "Host changed");
@@ -199,15 +196,12 @@ impl<B: Backend, H: Host> Agent<B, H> {
         Ok(())
     }
 
-    /// Works in what else has arrived, and what arrives within a moment.
-    async fn gather(&mut self, events: &mut mpsc::Receiver<Event>) -> bool {
+    /// Works in what else has arrived meanwhile. Nothing is waited for: at rest a change is carried out at once.
+    fn gather(&mut self, events: &mut mpsc::Receiver<Event>) -> bool {
         let mut due = false;
-        let deadline = tokio::time::Instant::now() + GATHER;
         for _ in 0..GATHER_AT_MOST {
-            match tokio::time::timeout_at(deadline, events.recv()).await {
-                Ok(Some(event)) => due |= self.hear(event),
-                Ok(None) | Err(_) => break,
-            }
+            let Ok(event) = events.try_recv() else { break };
+            due |= self.hear(event);
         }
         due
     }
