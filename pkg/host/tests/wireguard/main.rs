@@ -8,5 +8,6 @@ mod world;
 mod builtin;
 mod foreign;
 mod kernel;
+mod own;
 mod restart;
 mod scale;

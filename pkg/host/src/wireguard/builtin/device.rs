@@ -14,6 +14,7 @@ use kilo_state::DevicePeer;
 use kilo_wireguard::{PresharedKey, PrivateKey, PublicKey};
 use tokio::sync::mpsc;
 
+use super::own::Own;
 use super::{tun, udp};
 use crate::wireguard::learned::{Entry, Learned, Write};
 use crate::wireguard::status::{PeerStatus, SetDevice, SetPeer, Status};
@@ -72,6 +73,7 @@ pub(super) struct State {
     owners: BTreeMap<IpNet, PublicKey>,
     learned: Learned,
     sources: udp::Sources,
+    own: Own,
     /// Peers to call at once.
     calls: mpsc::UnboundedSender<PublicKey>,
 }
@@ -79,13 +81,14 @@ pub(super) struct State {
 impl State {
     pub(super) async fn new(
         (tx, rx): (tun::Send, tun::Recv),
+        own: Own,
         learned: Learned,
         calls: mpsc::UnboundedSender<PublicKey>,
     ) -> Result<Self, BuiltInError> {
         let sources = udp::Sources::default();
         let tunnel = DeviceBuilder::new()
             .suspended(true)
-            .with_udp(udp::Factory::new(sources.clone()))
+            .with_udp(udp::Factory::new(sources.clone(), own.clone()))
             .with_ip_pair(tx, rx)
             .build()
             .await
@@ -99,6 +102,7 @@ impl State {
             owners: BTreeMap::new(),
             learned,
             sources,
+            own,
             calls,
         })
     }
@@ -347,7 +351,9 @@ impl State {
 
     /// Notes where peers are, from a status just read. What is to be written to disk, if anything.
     pub(super) fn learn(&mut self, status: &Status) -> Option<Write> {
-        self.sources.set_known(status.peers.iter().filter_map(|p| p.peer.endpoint).collect());
+        let endpoints = status.peers.iter().filter_map(|p| p.peer.endpoint).collect();
+        self.own.keep(&endpoints);
+        self.sources.set_known(endpoints);
         let mut entries = BTreeMap::new();
         for p in &status.peers {
             if let (Some(endpoint), 1..) = (p.peer.endpoint, p.latest_handshake) {

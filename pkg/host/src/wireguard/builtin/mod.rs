@@ -1,6 +1,7 @@
 //! WireGuard in this process, for kernels that have none: gotatun over a TUN link, with `wg(8)`'s socket.
 
 mod device;
+mod own;
 mod tun;
 mod udp;
 
@@ -49,7 +50,9 @@ impl BuiltIn {
         let weak = Arc::downgrade(&link);
         let (gone_tx, gone) = watch::channel(false);
         let (calls, called) = mpsc::unbounded_channel();
-        let state = State::new(tun::ends(link, gone_tx), Learned::load(data_dir), calls).await?;
+        let own = own::Own::new(link.if_index().map_err(BuiltInError::Tun)?);
+        let ends = tun::ends(link, own.clone(), gone_tx);
+        let state = State::new(ends, own, Learned::load(data_dir), calls).await?;
         let (tunnel, sources) = (state.tunnel(), state.sources());
         let state = Arc::new(Mutex::new(state));
         let server =

@@ -9,6 +9,8 @@ use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use tokio::sync::{mpsc, watch};
 use tun_rs::{AsyncDevice, DeviceBuilder, GROTable, VIRTIO_NET_HDR_LEN};
 
+use super::own::Own;
+
 /// Packets that are handed over at a time; wireguard-go's number, too.
 const BATCH: usize = 128;
 /// The longest packet of IP.
@@ -44,12 +46,13 @@ pub(super) fn create(name: &str, mtu: Option<u32>) -> io::Result<Arc<AsyncDevice
 }
 
 /// The two ends of the link for the device. `gone` becomes true when somebody removed the link.
-pub(super) fn ends(device: Arc<AsyncDevice>, gone: watch::Sender<bool>) -> (Send, Recv) {
+pub(super) fn ends(device: Arc<AsyncDevice>, own: Own, gone: watch::Sender<bool>) -> (Send, Recv) {
     let (tx, rx) = mpsc::channel(BATCH * 8);
     tokio::spawn(write(Arc::clone(&device), rx));
     let (mtu, mtu_rx) = watch::channel(device.mtu().unwrap_or(DEFAULT_MTU));
     let recv = Recv {
         device,
+        own,
         gone,
         raw: vec![0; VIRTIO_NET_HDR_LEN + MAX_PACKET],
         segments: vec![0; BATCH * MAX_PACKET],
@@ -93,6 +96,7 @@ async fn write(device: Arc<AsyncDevice>, mut packets: mpsc::Receiver<Packet<Ip>>
 /// From the link to the tunnel.
 pub(super) struct Recv {
     device: Arc<AsyncDevice>,
+    own: Own,
     gone: watch::Sender<bool>,
     /// What the kernel hands over: one packet, or many that it left in one piece.
     raw: Vec<u8>,
@@ -130,12 +134,13 @@ impl IpRecv for Recv {
                 self.mtu.send_if_modified(|old| std::mem::replace(old, mtu) != mtu);
             }
         }
-        let pool = pool.clone();
+        let (pool, own) = (pool.clone(), &self.own);
         Ok(self.segments.chunks_exact(MAX_PACKET).zip(&self.sizes).take(n).filter_map(
             move |(bytes, &size)| {
+                let bytes = bytes.get(..size).filter(|bytes| !own.is_own(bytes))?;
                 let mut packet = pool.get();
                 packet.buf_mut().clear();
-                packet.buf_mut().extend_from_slice(bytes.get(..size)?);
+                packet.buf_mut().extend_from_slice(bytes);
                 packet.try_into_ip().ok()
             },
         ))

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
-use gotatun::udp::{UdpRecv, UdpTransportFactory, UdpTransportFactoryParams};
+use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
 use rustix::net::sockopt;
 use tokio::sync::Notify;
+
+use super::own::Own;
 
 /// Bytes; what a burst of a few milliseconds at 10 Gbit/s takes.
 const BUFFER: usize = 7 << 20;
@@ -50,20 +52,21 @@ impl Sources {
 /// Makes the sockets of the device.
 pub(super) struct Factory {
     sources: Sources,
+    own: Own,
     inner: UdpSocketFactory,
 }
 
 impl Factory {
-    pub(super) fn new(sources: Sources) -> Self {
-        Self { sources, inner: UdpSocketFactory::default() }
+    pub(super) fn new(sources: Sources, own: Own) -> Self {
+        Self { sources, own, inner: UdpSocketFactory::default() }
     }
 }
 
 impl UdpTransportFactory for Factory {
-    type Send = UdpSocket;
+    type Send = Send;
     type Recv = Recv;
 
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, Recv)> {
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(Send, Recv)> {
         let mut tries = 0;
         let (send, recv) = loop {
             match self.inner.bind(params).await {
@@ -75,7 +78,14 @@ impl UdpTransportFactory for Factory {
             }
         };
         enlarge(&send);
-        Ok((send, Recv { inner: recv, sources: self.sources.clone(), last: None }))
+        self.own.set_port(send.local_addr()?.port());
+        if let Err(error) = self.own.deafen(&send) {
+            tracing::debug!(%error, "Datagrams out of the tunnel are heard");
+        }
+        Ok((
+            Send { inner: send, own: self.own.clone() },
+            Recv { inner: recv, sources: self.sources.clone(), last: None },
+        ))
     }
 }
 
@@ -90,6 +100,45 @@ fn enlarge(socket: &UdpSocket) {
         });
     if let Err(error) = set {
         tracing::debug!(%error, "UDP buffers stay small");
+    }
+}
+
+/// The sending end.
+#[derive(Clone)]
+pub(super) struct Send {
+    inner: UdpSocket,
+    own: Own,
+}
+
+impl UdpSend for Send {
+    type SendManyBuf = <UdpSocket as UdpSend>::SendManyBuf;
+
+    async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
+        self.own.sends(&packet, destination);
+        self.inner.send_to(packet, destination).await
+    }
+
+    fn max_number_of_packets_to_send(&self) -> usize {
+        self.inner.max_number_of_packets_to_send()
+    }
+
+    async fn send_many_to(
+        &self,
+        buffer: &mut Self::SendManyBuf,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        for (packet, destination) in packets.iter() {
+            self.own.sends(packet, *destination);
+        }
+        self.inner.send_many_to(buffer, packets).await
+    }
+
+    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        UdpSend::local_addr(&self.inner)
+    }
+
+    fn set_fwmark(&self, mark: u32) -> io::Result<()> {
+        self.inner.set_fwmark(mark)
     }
 }
 
