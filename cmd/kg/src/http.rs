@@ -98,6 +98,7 @@ fn checks(status: &Status) -> Vec<Check> {
         ("watch-nodes", watch(WatchKind::Nodes)),
         ("watch-peers", watch(WatchKind::Peers)),
         ("plan", planned),
+        ("own-node", status.write_refused.clone().map_or(Ok(()), Err)),
         ("device", yes(status.device, "the WireGuard device is not there")),
         ("apply", status.apply_error.clone().map_or(Ok(()), Err)),
     ]

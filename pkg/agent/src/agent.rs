@@ -344,10 +344,23 @@ impl<B: Backend, H: Host> Agent<B, H> {
     }
 
     fn written(&mut self, result: Result<(), BackendError>, event: ErrorEvent) {
+        let refused = match &result {
+            Err(error @ (BackendError::Forbidden { .. } | BackendError::NoSuchNode(_))) => Some(chain(error)),
+            // Anything else tells nothing about our rights.
+            Err(BackendError::Failed { .. }) => self.status.borrow().write_refused.clone(),
+            Ok(()) => None,
+        };
         if let Err(error) = result {
             self.stats.error(event);
             warn!(error = %chain(&error), "Own node could not be written");
         }
+        self.status.send_if_modified(|status| {
+            let changed = status.write_refused != refused;
+            if changed {
+                Arc::make_mut(status).write_refused = refused;
+            }
+            changed
+        });
     }
 
     fn publish(&self) {

@@ -23,6 +23,8 @@ pub struct Status {
     pub findings: Vec<Finding>,
     /// Why the last apply did not succeed as a whole; `None` when it did.
     pub apply_error: Option<String>,
+    /// Why our own Node cannot be written, where waiting does not mend it: others then never learn of us.
+    pub write_refused: Option<String>,
     /// When everything last was as planned, in seconds since 1970; `None` for never.
     pub last_success: Option<u64>,
     /// The WireGuard device is there.

@@ -273,3 +273,13 @@ async fn a_refused_write_is_counted_and_stops_nothing() {
     world.backend.cluster().refuse_patches = false;
     world.until("set up", World::settled).await;
 }
+
+#[tokio::test]
+async fn a_forbidden_write_is_shown_until_it_is_allowed() {
+    let world = World::start(false);
+    world.backend.cluster().forbid_patches = true;
+    world.until("refusal shown", |w| w.handle.status.borrow().write_refused.is_some()).await;
+    world.backend.cluster().forbid_patches = false;
+    world.until("set up", World::settled).await;
+    world.until("refusal gone", |w| w.handle.status.borrow().write_refused.is_none()).await;
+}

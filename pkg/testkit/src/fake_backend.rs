@@ -16,6 +16,8 @@ pub struct Cluster {
     pub patches: Vec<(String, NodePatch)>,
     /// Patches fail while this is set.
     pub refuse_patches: bool,
+    /// Patches are forbidden while this is set.
+    pub forbid_patches: bool,
 }
 
 /// A handle on a fake cluster; its clones are the same cluster.
@@ -95,6 +97,10 @@ impl Backend for FakeBackend {
             if cluster.refuse_patches {
                 let action = format!("patching node {name}");
                 return Err(BackendError::Failed { action, source: "told to refuse".into() });
+            }
+            if cluster.forbid_patches {
+                let action = format!("patching node {name}");
+                return Err(BackendError::Forbidden { action, source: "told to forbid".into() });
             }
             cluster.patches.push((name.to_owned(), patch.clone()));
             let node =
