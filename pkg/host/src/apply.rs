@@ -162,11 +162,7 @@ impl LinuxHost {
             }
             Op::AddForward(accept) => {
                 let action = format!("accepting {} in FORWARD", accept.0);
-                iptables_forward::add(&mut self.nftables, accept).map_err(refused(action.clone()))?;
-                match iptables_forward::legacy_advice(accept) {
-                    Some(advice) => Err(fatal(action, advice)),
-                    None => Ok(()),
-                }
+                iptables_forward::add(&mut self.nftables, accept).map_err(refused(action))
             }
             Op::DeleteForward(accept) => iptables_forward::delete(&mut self.nftables, accept)
                 .map_err(refused(format!("no longer accepting {} in FORWARD", accept.0))),

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use crate::discover::{Listing, discover};
 use crate::error::{refused, retry};
 use crate::host::{LinuxHost, can_use_ipv6, has_ipv6, tunnel_names};
+use crate::iptables_forward;
 use crate::netlink::link::LinkState;
 use crate::netlink::{address, link, route};
 use crate::resolve::{HOSTNAME, resolve};
@@ -88,6 +89,8 @@ impl LinuxHost {
                 Compatibility::Cilium => Some(links.iter().any(|link| link.name == tunnels[0])),
             },
             ipv6: Some(can_use_ipv6()),
+            legacy_filter_v4: self.config.forward_rules && iptables_forward::has_legacy_filter(false),
+            legacy_filter_v6: self.config.forward_rules && iptables_forward::has_legacy_filter(true),
             device: device.map(|(_, facts)| facts).unwrap_or_default(),
             ..HostFacts::default()
         })

@@ -323,25 +323,10 @@ pub(crate) fn delete(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), 
     })
 }
 
-/// What a person must do where iptables-legacy has a filter table, which our rules cannot reach; `None` where
-/// it has none.
-pub(crate) fn legacy_advice(accept: &ForwardAccept) -> Option<String> {
-    let v4 = accept.0.addr().is_ipv4();
-    let tables = std::fs::read_to_string(LEGACY_TABLES[usize::from(!v4)]).ok()?;
-    tables.lines().any(|table| table.trim() == TABLE).then(|| advice(accept))
-}
-
-fn advice(accept: &ForwardAccept) -> String {
-    let net = accept.0;
-    let command = if net.addr().is_ipv4() { "iptables-legacy" } else { "ip6tables-legacy" };
-    let one = |side: &str, comment: &str| {
-        format!("{command} -I FORWARD {side} {net} -m comment --comment \"{comment}\" -j ACCEPT")
-    };
-    format!(
-        "iptables-legacy has a filter table here, whose DROP our rule cannot override; run: {} && {}",
-        one("-s", COMMENT_FROM),
-        one("-d", COMMENT_TO)
-    )
+/// Whether iptables-legacy (or ip6tables-legacy) has a filter table in this namespace.
+pub(crate) fn has_legacy_filter(v6: bool) -> bool {
+    let tables = std::fs::read_to_string(LEGACY_TABLES[usize::from(v6)]).unwrap_or_default();
+    tables.lines().any(|table| table.trim() == TABLE)
 }
 
 #[cfg(test)]
@@ -396,12 +381,5 @@ mod tests {
             list.extend(expressions(&net("10.2.1.0/24"), Direction::From));
         });
         assert!(read(NFPROTO_IPV4, &rule).is_none());
-    }
-
-    #[test]
-    fn advice_names_both_commands() {
-        let text = advice(&ForwardAccept(net("fd00::/48")));
-        assert_eq!(text.matches("ip6tables-legacy -I FORWARD").count(), 2, "{text}");
-        assert!(text.contains("-s fd00::/48") && text.contains("-d fd00::/48"), "{text}");
     }
 }

@@ -45,6 +45,10 @@ pub struct HostFacts {
     pub tunnel: Option<bool>,
     /// Whether the kernel has IPv6; `None` where nobody looked.
     pub ipv6: Option<bool>,
+    /// iptables-legacy has an IPv4 filter table; rules of iptables-nft cannot override its drops.
+    pub legacy_filter_v4: bool,
+    /// ip6tables-legacy has a filter table.
+    pub legacy_filter_v6: bool,
     /// The peers of the WireGuard device as it is.
     pub device: Vec<DeviceFact>,
     /// Endpoints that this agent last gave to the device, by key.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::order::sorted;
 use crate::topology::Topology;
-use crate::{Config, Encapsulate, Encapsulator, Inside, parse};
+use crate::{Config, Encapsulate, Encapsulator, Facts, Finding, Inside, parse};
 
 /// The firewall of one host. Lists are sorted and without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -92,6 +92,27 @@ pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> 
         ipip: Ipip { allow_sources: sorted(ipip_sources(topology, inside)) },
     };
     (firewall, twice)
+}
+
+/// What a person must do about each accepted range whose family has a filter table of iptables-legacy: a rule
+/// elsewhere cannot override a drop there.
+pub(crate) fn legacy_findings(forward: &Forward, facts: &Facts) -> Vec<Finding> {
+    let host = &facts.host;
+    let concerned =
+        |net: &&IpNet| if net.addr().is_ipv4() { host.legacy_filter_v4 } else { host.legacy_filter_v6 };
+    let finding = |net: &IpNet| {
+        let command = if net.addr().is_ipv4() { "iptables-legacy" } else { "ip6tables-legacy" };
+        let rule = |way: &str, side: &str| {
+            let comment = format!("Kilo: forward packets {way} the pod subnet");
+            format!("{command} -I FORWARD {side} {net} -m comment --comment \"{comment}\" -j ACCEPT")
+        };
+        let (from, to) = (rule("from", "-s"), rule("to", "-d"));
+        let reason = format!(
+            "{command} has a filter table here, whose DROP no rule of ours overrides; run: {from} && {to}"
+        );
+        Finding::new("Host", "--iptables-forward-rules", net.to_string(), reason)
+    };
+    forward.accept.iter().filter(concerned).map(finding).collect()
 }
 
 /// Upstream's list: the private addresses of the *location*, so nobody in full granularity.

@@ -276,6 +276,7 @@ fn mesh(
     let (topology, found) = Topology::new(config, nodes, peers, facts)?;
     findings.extend(found);
     let (firewall, twice) = firewall::firewall(&topology, config, inside);
+    findings.extend(firewall::legacy_findings(&firewall.forward, facts));
     let ours = matches!(inside.encapsulator, Encapsulator::Ipip | Encapsulator::Cilium);
     let tunnel_address = if ours && inside.local && inside.strategy != Encapsulate::Never {
         first_host(topology.local().subnet)
