@@ -121,7 +121,7 @@ fn strangers_are_kept_out(world: &World, mesh: &mut Mesh<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The leader's agent restarts: packets flow, and nobody sees a change of the network or of a peer.
+/// The leader's agent restarts, after a graceful stop and after SIGKILL: packets flow, and nobody sees a change of the network or of a peer.
 fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
     let node = |name: &str| mesh.place.node(name);
     let (a1, a2, a3, b1) = (node("a1")?, node("a2")?, node("a3")?, node("b1")?);
@@ -136,14 +136,16 @@ fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
         })?;
     }
     let peers = settings(a1)?;
-    mesh.stop("a1", true)?;
-    std::thread::sleep(Duration::from_secs(1));
-    mesh.restart("a1", &[KERNEL, KEEP, "--encapsulate=always"])?;
-    mesh.settle(SOON)?;
-    mesh.kernels_as_planned(SOON)?;
-    ensure!(settings(mesh.place.node("a1")?)? == peers, "the settings of the device changed");
-    let operations = mesh.agent("a1")?.operations(&[])?.abs();
-    ensure!(operations == 0.0, "{operations} operations after a restart");
+    for gracefully in [true, false] {
+        mesh.stop("a1", gracefully)?;
+        std::thread::sleep(Duration::from_secs(1));
+        mesh.restart("a1", &[KERNEL, KEEP, "--encapsulate=always"])?;
+        mesh.settle(SOON)?;
+        mesh.kernels_as_planned(SOON)?;
+        ensure!(settings(mesh.place.node("a1")?)? == peers, "the settings of the device changed");
+        let operations = mesh.agent("a1")?.operations(&[])?;
+        ensure!(operations == 0.0, "{operations} operations after a restart, gracefully: {gracefully}");
+    }
     let (mut sent, mut lost) = (0, 0);
     for pinger in pingers {
         let report = pinger?.stop()?;
@@ -152,7 +154,7 @@ fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
     ensure!(lost == 0 && sent > 100, "{lost} of {sent} pings lost");
     let changes = monitor.log();
     ensure!(changes.is_empty(), "a restart changed the network:\n{changes}");
-    Ok(format!("a restart of the leader: {operations} operations, {lost} of {sent} pings lost"))
+    Ok(format!("two restarts of the leader, once killed: 0 operations, {lost} of {sent} pings lost"))
 }
 
 /// What `wg` shows of a device apart from what moves by itself: handshakes, counters and the endpoints learned.
