@@ -74,6 +74,8 @@ pub struct Agent<B, H> {
     observed: Option<Observed>,
     names: Names,
     backoff: Backoff,
+    /// The last round made a link.
+    made_link: bool,
     plan: Option<Arc<Plan>>,
     known_findings: BTreeSet<Finding>,
     status: watch::Sender<Arc<Status>>,
@@ -111,6 +113,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
             observed: None,
             names: Names::default(),
             backoff: Backoff::default(),
+            made_link: false,
             plan: None,
             known_findings: BTreeSet::new(),
             status,
@@ -235,7 +238,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
             .store
             .next_expiry(now, self.settings.config.node_expiry)
             .map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
-        let check_in = self.store.synced().then(|| self.write.next_check_in());
+        // Without a Node of ours there is nothing to renew, and nothing to wake up for.
+        let own = self.store.synced() && self.store.node_object(&self.settings.config.hostname).is_some();
+        let check_in = if own { self.write.next_check_in() } else { None };
         [expiry, check_in, self.backoff.retry_at()]
             .into_iter()
             .flatten()
@@ -276,7 +281,10 @@ impl<B: Backend, H: Host> Agent<B, H> {
             let programmed = &mut self.facts.host.programmed;
             let outcome = apply(&mut self.host, &ops, &names, observed, programmed, &self.stats).await;
             // A new link brings parameters that were not there to be compared.
-            again = outcome.is_empty() && ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
+            let made = outcome.is_empty() && ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
+            // Once only: a link that somebody removes as fast as it is made must not keep us busy.
+            let before = std::mem::replace(&mut self.made_link, made);
+            again = made && !before;
             if again || !outcome.is_empty() {
                 // What a failed operation left behind is not known either.
                 self.observed = None;

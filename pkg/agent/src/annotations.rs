@@ -87,15 +87,17 @@ impl Write {
         std::mem::take(&mut self.held_back) && !self.failed
     }
 
-    /// When `last-seen` is to be renewed; after a failed write in a tenth of the time.
-    pub(crate) fn next_check_in(&self) -> Instant {
+    /// When `last-seen` is to be renewed; after a failed write in a tenth of the time. `None` while a write is
+    /// under way.
+    pub(crate) fn next_check_in(&self) -> Option<Instant> {
         let wait = if self.failed { CHECK_IN / 10 } else { CHECK_IN };
-        self.last.map_or_else(Instant::now, |last| last + wait)
+        let next = self.last.map_or_else(Instant::now, |last| last + wait);
+        self.running.is_none().then_some(next)
     }
 
     /// Whether that time has come.
     pub(crate) fn check_in_due(&self) -> bool {
-        self.running.is_none() && self.next_check_in() <= Instant::now()
+        self.next_check_in().is_some_and(|next| next <= Instant::now())
     }
 
     /// Gives up the write under way.

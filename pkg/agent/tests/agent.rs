@@ -283,3 +283,20 @@ async fn a_forbidden_write_is_shown_until_it_is_allowed() {
     world.until("set up", World::settled).await;
     world.until("refusal gone", |w| w.handle.status.borrow().write_refused.is_none()).await;
 }
+
+#[tokio::test]
+async fn without_a_node_of_ours_the_agent_waits_and_does_not_spin() {
+    let backend = FakeBackend::default();
+    backend.apply_node(node("b", 2, true));
+    let world = World::run(backend, FakeHost::default(), false);
+    world.until("a plan", |w| w.handle.status.borrow().plan.is_some()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let rounds = world.handle.stats.reconciles.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(rounds < 5, "{rounds} rounds in 300 ms");
+    world.backend.apply_node(node("a", 1, true));
+    world
+        .until("a plan with a mesh", |w| {
+            w.handle.status.borrow().plan.as_ref().is_some_and(|plan| plan.mesh.is_some())
+        })
+        .await;
+}
