@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -11,6 +12,9 @@ use super::{Ns, Skip};
 
 /// Where files of the one world of a process are: on the `/run` that [`enter`](super::enter) has made.
 pub(super) const DIR: &str = "/run/world";
+
+/// How many bridges there are, which gives each an address of its own.
+static BRIDGES: AtomicU16 = AtomicU16::new(0);
 
 /// Everything here vanishes with the process.
 #[derive(Debug)]
@@ -80,10 +84,13 @@ impl World {
         self.ip(&format!("-n {b} link set {b_link} up"))
     }
 
-    /// Makes a bridge, up.
+    /// Makes a bridge, up. Without an address of its own it would take the lowest of its ports', and a port
+    /// that comes later would change it: neighbours then send to the old one until they hear the new one.
     pub fn bridge(&self, ns: &Ns, link: &str) -> Result<()> {
         let name = ns.name();
-        self.ip(&format!("-n {name} link add {link} type bridge forward_delay 0"))?;
+        let number = BRIDGES.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let address = format!("02:00:00:00:{:02x}:{:02x}", number[0], number[1]);
+        self.ip(&format!("-n {name} link add {link} address {address} type bridge forward_delay 0"))?;
         self.ip(&format!("-n {name} link set {link} up"))
     }
 
