@@ -1,5 +1,6 @@
 //! Somebody on the road: a machine with plain WireGuard and what `kgctl showconf peer` prints, no agent.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
@@ -84,10 +85,21 @@ impl Traveller {
     /// Gives the device what `kgctl showconf peer` prints, as `wg-quick` would: its own section, the peers, and
     /// a route for each range. A leader behind NAT is shown with its private address until another leader has
     /// published where it was seen; that is waited for, since the private address is itself in the tunnel.
+    ///
+    /// Peers with a session keep the endpoint they have: a NAT may give a node another port towards us than
+    /// towards the leader that published it, and packets to that port are lost until the node calls again.
     pub fn configure(&self, state: &StateDir, limit: Duration) -> Result<()> {
         let name = self.host.name();
+        let ns = &self.host.ns;
+        let handshakes = ns.run(&format!("wg show {LINK} latest-handshakes"))?;
+        let connected: BTreeSet<&str> = handshakes
+            .lines()
+            .filter_map(|line| line.split_once('\t'))
+            .filter(|(_, time)| *time != "0")
+            .map(|(key, _)| key)
+            .collect();
         let (conf, ranges) = eventually(limit, &format!("{name} is told usable endpoints"), || {
-            let conf = self.showconf(state)?;
+            let conf = without_endpoints(&self.showconf(state)?, &connected);
             let ranges: Vec<IpNet> = values(&conf, "AllowedIPs")
                 .flat_map(|ranges| ranges.split(", "))
                 .map(str::parse)
@@ -101,7 +113,6 @@ impl Traveller {
             }
             Ok((conf, ranges))
         })?;
-        let ns = &self.host.ns;
         let key = std::fs::read_to_string(ns.dir().join("key")).context("reading the traveller's key")?;
         let text = format!("[Interface]\nListenPort = {PORT}\nPrivateKey = {}\n\n{conf}", key.trim());
         let path = ns.dir().join("wg0.conf");
@@ -112,6 +123,16 @@ impl Traveller {
         }
         Ok(())
     }
+}
+
+/// A configuration in which these peers have no endpoint.
+fn without_endpoints(conf: &str, keys: &BTreeSet<&str>) -> String {
+    let section = |text: &str| {
+        let keeps = values(text, "PublicKey").any(|key| keys.contains(key));
+        let lines = text.lines().filter(|line| !(keeps && line.starts_with("Endpoint = ")));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    conf.split("\n\n").map(section).collect::<Vec<_>>().join("\n\n") + "\n"
 }
 
 fn values<'a>(conf: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
