@@ -192,15 +192,16 @@ fn json(value: &impl serde::Serialize) -> Response {
 
 /// The plan of the moment together with what it was made from.
 async fn plan(State(pages): State<Arc<Pages>>) -> Response {
-    let Input { nodes, peers, facts } = match ask(&pages, Query::Input).await {
+    let Input { nodes, peers, facts, held } = match ask(&pages, Query::Input).await {
         Ok(input) => input,
         Err(reason) => return failed(reason),
     };
     let config = &pages.config;
     let mut findings = pages.agent.status.borrow().findings.clone();
-    let (read_nodes, of_nodes): (Vec<_>, Vec<_>) =
+    let (mut read_nodes, of_nodes): (Vec<_>, Vec<_>) =
         nodes.iter().map(|object| Node::from_object(object, &config.topology_label)).unzip();
     let (read_peers, of_peers): (Vec<_>, Vec<_>) = peers.iter().map(Peer::from_object).unzip();
+    FactsView::new(&facts, &config.hostname, &held).hold(&mut read_nodes);
     findings.extend(of_nodes.into_iter().chain(of_peers).flatten());
     let (read_nodes, read_peers): (Vec<_>, Vec<_>) =
         (read_nodes.iter().collect(), read_peers.iter().collect());
@@ -220,7 +221,7 @@ async fn plan(State(pages): State<Arc<Pages>>) -> Response {
 
 async fn facts(State(pages): State<Arc<Pages>>) -> Response {
     match ask(&pages, Query::Input).await {
-        Ok(input) => json(&FactsView::new(&input.facts, &pages.config.hostname)),
+        Ok(input) => json(&FactsView::new(&input.facts, &pages.config.hostname, &input.held)),
         Err(reason) => failed(reason),
     }
 }

@@ -42,7 +42,7 @@ impl Mesh {
         }
         config.port = global.port.unwrap_or(config.port);
         let mut findings = input.findings.clone();
-        let nodes: Vec<Node> = input
+        let mut nodes: Vec<Node> = input
             .nodes
             .iter()
             .map(|object| {
@@ -61,6 +61,7 @@ impl Mesh {
             })
             .collect();
         let facts = facts.unwrap_or_default();
+        facts.hold(&mut nodes);
         let now = facts.now.or(input.now);
         let now = now.unwrap_or_else(|| if input.live { clock() } else { newest(&nodes) });
         let replayed = input.config.is_some();

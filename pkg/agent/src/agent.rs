@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 use crate::annotations::{self, Write};
 use crate::apply::{apply, chain};
 use crate::backoff::Backoff;
+use crate::clock::Clock;
 use crate::names::Names;
 use crate::report::{ErrorEvent, Input, Query, Stats, Status};
 use crate::store::{Changed, Store};
@@ -69,6 +70,7 @@ pub struct Agent<B, H> {
     host: H,
     settings: Settings,
     store: Store,
+    clock: Clock,
     facts: Facts,
     /// What the kernel has, as last read and changed by us since; `None` when that is not known.
     observed: Option<Observed>,
@@ -103,12 +105,14 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let (queries_tx, queries) = mpsc::channel(16);
         let stats = Arc::new(Stats::default());
         let handle = Handle { status: status_rx, stats: stats.clone(), queries: queries_tx };
-        let store = Store::new(&settings.config.topology_label);
+        let config = &settings.config;
+        let store = Store::new(&config.hostname, &config.topology_label, config.node_expiry);
         let agent = Self {
             backend,
             host,
             settings,
             store,
+            clock: Clock::default(),
             facts: Facts::default(),
             observed: None,
             names: Names::default(),
@@ -140,12 +144,13 @@ impl<B: Backend, H: Host> Agent<B, H> {
         resync.reset();
         let mut due = false;
         loop {
+            due |= self.settle();
             if due && self.store.synced() {
                 due = self.reconcile().await;
             }
             self.publish();
             let timer = self.next_timer();
-            self.names.start(&self.host);
+            self.names.start(|name| self.host.resolve(name));
             let wake = tokio::select! {
                 biased;
                 () = &mut stop => Wake::Stop,
@@ -180,15 +185,15 @@ impl<B: Backend, H: Host> Agent<B, H> {
                     }
                 }
                 Wake::Written(result, event) => {
-                    self.written(result, event);
+                    due |= self.written(result, event);
                     due |= self.write.again();
                 }
-                Wake::Query(query) => self.answer(query),
+                Wake::Query(query) => due |= self.answer(query),
                 Wake::Resync => {
                     self.observed = None;
                     due = true;
                 }
-                Wake::Timer => due = true,
+                Wake::Timer => due |= self.write.check_in_due() || self.backoff.is_due(),
             }
         }
         watching.abort();
@@ -216,28 +221,53 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 WatchState::Down(reason) => warn!(kind = kind.as_str(), %reason, "Watch is down"),
             }
         }
-        self.store.apply(event, unix_now(), self.settings.config.node_expiry) == Changed::Plan
+        let now = self.now();
+        let changed = self.store.apply(event, now) == Changed::Plan;
+        let news = self.store.take_news();
+        changed | news.is_some_and(|seen| self.clock.compare(seen, Instant::now(), unix_now()))
     }
 
-    /// Answers a question; who asked may be gone.
-    fn answer(&mut self, query: Query) {
+    /// The time that check-ins are measured with, in seconds since 1970.
+    fn now(&mut self) -> u64 {
+        let alone = self.settings.config.node_expiry == 0 || !self.store.has_others();
+        self.clock.now(Instant::now(), unix_now(), alone)
+    }
+
+    /// Looks who has not checked in for too long; whether somebody is gone. When it takes news to tell, our own
+    /// check-in brings them.
+    fn settle(&mut self) -> bool {
+        let now = self.now();
+        let waited = self.store.waits_for_news();
+        let gone = self.store.settle(now);
+        if self.store.waits_for_news() && !waited {
+            self.write.hurry();
+        }
+        gone
+    }
+
+    /// Answers a question; who asked may be gone. Tells whether a plan may come out differently.
+    fn answer(&mut self, query: Query) -> bool {
         match query {
-            Query::Alive(answer) => drop(answer.send(())),
+            Query::Alive(answer) => {
+                let _gone = answer.send(());
+                false
+            }
             Query::Input(answer) => {
+                let gone = self.settle();
                 let (nodes, peers) = self.store.objects();
-                self.facts.now = unix_now();
-                drop(answer.send(Input { nodes, peers, facts: self.facts.clone() }));
+                self.facts.now = self.now();
+                let held = self.store.held();
+                drop(answer.send(Input { nodes, peers, facts: self.facts.clone(), held }));
+                gone
             }
         }
     }
 
     /// When to go round although nothing was heard: a check-in, a node that expires, a retry.
-    fn next_timer(&self) -> Instant {
-        let now = unix_now();
-        let expiry = self
-            .store
-            .next_expiry(now, self.settings.config.node_expiry)
-            .map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
+    fn next_timer(&mut self) -> Instant {
+        let now = self.now();
+        let expiry =
+            self.store.next_expiry().map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
         // Without a Node of ours there is nothing to renew, and nothing to wake up for.
         let own = self.store.synced() && self.store.node_object(&self.settings.config.hostname).is_some();
         let check_in = if own { self.write.next_check_in() } else { None };
@@ -253,7 +283,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
     async fn reconcile(&mut self) -> bool {
         let mut again = false;
         let started = Instant::now();
-        self.facts.now = unix_now();
+        self.facts.now = self.now();
+        // Judged at the very time that the plan is made for.
+        self.store.settle(self.facts.now);
         let mut errors = Vec::new();
         if self.observed.is_none() {
             match self.host.facts().await {
@@ -347,11 +379,17 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let Some(event) = event.or_else(|| self.write.check_in_due().then_some(ErrorEvent::CheckIn)) else {
             return;
         };
-        let (backend, name) = (self.backend.clone(), name.clone());
-        self.write.start(event, async move { backend.patch_node(&name, &patch).await });
+        let (backend, name, what) = (self.backend.clone(), name.clone(), patch.clone());
+        let wait = self.write.start(event, &patch, async move { backend.patch_node(&name, &what).await });
+        if let Some(wait) = wait.filter(|wait| *wait > Duration::from_secs(1)) {
+            let keys = Vec::from_iter(patch.keys());
+            warn!(?keys, next_in = ?wait, "Somebody else keeps changing our own node");
+        }
     }
 
-    fn written(&mut self, result: Result<(), BackendError>, event: ErrorEvent) {
+    /// Takes the outcome of a write; whether a plan may come out differently.
+    fn written(&mut self, result: Result<(), BackendError>, event: ErrorEvent) -> bool {
+        let answered = matches!(result, Err(BackendError::Forbidden { .. } | BackendError::NoSuchNode(_)));
         let refused = match &result {
             Err(error @ (BackendError::Forbidden { .. } | BackendError::NoSuchNode(_))) => Some(chain(error)),
             // Anything else tells nothing about our rights.
@@ -369,6 +407,8 @@ impl<B: Backend, H: Host> Agent<B, H> {
             }
             changed
         });
+        let now = self.now();
+        answered && self.store.answered(now) == Changed::Plan
     }
 
     fn publish(&self) {

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use kilo_mesh::PREFIX;
 use tokio::task::JoinHandle;
 
+use crate::backoff::Backoff;
 use crate::report::ErrorEvent;
 use crate::{BackendError, NodePatch};
 
 /// How often our own Node's `last-seen` is renewed: upstream drops a node after 60 s.
 pub const CHECK_IN: Duration = Duration::from_secs(30);
+/// How soon it is renewed when somebody waits for its echo.
+const HURRIED: Duration = Duration::from_secs(5);
 /// The annotations that a graceful stop removes; the order is upstream's.
 const REMOVED: [&str; 7] =
     ["endpoint", "internal-ip", "key", "last-seen", "wireguard-ip", "discovered-endpoints", "granularity"];
@@ -48,26 +51,52 @@ pub(crate) fn removal(have: &BTreeMap<String, String>) -> NodePatch {
 #[derive(Default)]
 pub(crate) struct Write {
     running: Option<(JoinHandle<Result<(), BackendError>>, ErrorEvent)>,
+    /// What is or was written last, without the time.
+    patch: NodePatch,
+    /// How long somebody else's changes are left alone who undoes ours again and again.
+    undone: Backoff,
+    /// When a write is due that waits for this reason.
+    waiting: Option<Instant>,
     last: Option<Instant>,
     failed: bool,
+    hurried: bool,
     /// Something was to be written while a write was under way.
     held_back: bool,
 }
 
 impl Write {
-    /// Starts a write, or notes that one is due once the present one is done.
+    /// Starts a write of this patch, or notes that one is due once the present one is done, or later. Tells how
+    /// long that of something that somebody has undone just now has to wait.
     pub(crate) fn start(
         &mut self,
         event: ErrorEvent,
+        patch: &NodePatch,
         write: impl Future<Output = Result<(), BackendError>> + Send + 'static,
-    ) {
+    ) -> Option<Duration> {
         if self.running.is_some() {
             self.held_back = true;
-            return;
+            return None;
         }
-        self.held_back = false;
+        let last_seen = format!("{PREFIX}last-seen");
+        let mut lasting = patch.clone();
+        lasting.remove(&last_seen);
+        let mut wait = None;
+        if event != ErrorEvent::Local {
+            // Our Node was as it should be for a while.
+            self.undone.reset();
+        } else if lasting != self.patch || self.failed {
+            self.undone.reset();
+            self.patch = lasting;
+        } else if let Some(at) = self.undone.retry_at().filter(|at| *at > Instant::now()) {
+            self.waiting = Some(at);
+            return None;
+        } else {
+            wait = Some(self.undone.step());
+        }
+        (self.held_back, self.hurried, self.waiting) = (false, false, None);
         self.last = Some(Instant::now());
         self.running = Some((tokio::spawn(write), event));
+        wait
     }
 
     /// Waits for the write under way; for ever when there is none.
@@ -87,12 +116,21 @@ impl Write {
         std::mem::take(&mut self.held_back) && !self.failed
     }
 
-    /// When `last-seen` is to be renewed; after a failed write in a tenth of the time. `None` while a write is
-    /// under way.
+    /// When `last-seen` is to be renewed; after a failed write in a tenth of the time, and when something waits
+    /// that somebody had undone. `None` while a write is under way.
     pub(crate) fn next_check_in(&self) -> Option<Instant> {
-        let wait = if self.failed { CHECK_IN / 10 } else { CHECK_IN };
+        let wait = match (self.failed, self.hurried) {
+            (true, _) => CHECK_IN / 10,
+            (false, true) => HURRIED,
+            (false, false) => CHECK_IN,
+        };
         let next = self.last.map_or_else(Instant::now, |last| last + wait);
-        self.running.is_none().then_some(next)
+        self.running.is_none().then(|| self.waiting.map_or(next, |at| at.min(next)))
+    }
+
+    /// Lets the next check-in come soon.
+    pub(crate) fn hurry(&mut self) {
+        self.hurried = true;
     }
 
     /// Whether that time has come.

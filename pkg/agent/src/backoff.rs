@@ -26,6 +26,11 @@ impl Backoff {
         *self = Self::default();
     }
 
+    /// Whether it failed and is to be tried again now.
+    pub(crate) fn is_due(&self) -> bool {
+        self.retry_at.is_some_and(|at| at <= Instant::now())
+    }
+
     /// When to try again, if it failed.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.retry_at

@@ -1,6 +1,6 @@
 //! What the agent tells about itself: the state of the moment, read by HTTP and metrics, and counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub struct Input {
     pub peers: Vec<PeerObject>,
     /// Time, names and the machine.
     pub facts: Facts,
+    /// The nodes that take part although their last check-in is too old.
+    pub held: BTreeSet<String>,
 }
 
 /// What failed: the `event` label of `kilo_errors_total`, with upstream's values.

@@ -1,10 +1,11 @@
 //! The cluster as last heard of: objects and what they translate to. Each event is worked into it at the
 //! cost of one object, and the answer tells whether a plan may come out differently.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kilo_mesh::{Finding, Node, NodeObject, Peer, PeerObject};
 
+use crate::presence::Presence;
 use crate::{Event, WatchKind, WatchState};
 
 /// An object with its translation.
@@ -18,6 +19,8 @@ struct Entry<O, T> {
 /// The cluster as last heard of.
 #[derive(Debug)]
 pub struct Store {
+    /// The name of our own Node.
+    own: String,
     topology_label: String,
     nodes: BTreeMap<String, Entry<NodeObject, Node>>,
     peers: BTreeMap<String, Entry<PeerObject, Peer>>,
@@ -25,6 +28,9 @@ pub struct Store {
     malformed: BTreeMap<(WatchKind, String), Finding>,
     listed: [bool; 2],
     watches: BTreeMap<WatchKind, WatchState>,
+    presence: Presence,
+    /// The latest check-in of another node that was heard of since somebody asked.
+    news: Option<i64>,
 }
 
 /// What an event changed.
@@ -37,30 +43,55 @@ pub enum Changed {
 }
 
 impl Store {
-    /// An empty store; nodes take their location from this label.
-    pub fn new(topology_label: &str) -> Self {
+    /// An empty store of the agent of node `own`. Nodes take their location from this label; `expiry` is
+    /// `--node-expiry`, in seconds.
+    pub fn new(own: &str, topology_label: &str, expiry: u64) -> Self {
         Self {
+            own: own.to_owned(),
             topology_label: topology_label.to_owned(),
             nodes: BTreeMap::new(),
             peers: BTreeMap::new(),
             malformed: BTreeMap::new(),
             listed: [false; 2],
             watches: BTreeMap::new(),
+            presence: Presence::new(expiry),
+            news: None,
         }
     }
 
     /// Works one event in. `now` is in seconds since 1970.
-    pub fn apply(&mut self, event: Event, now: u64, expiry: u64) -> Changed {
+    pub fn apply(&mut self, event: Event, now: u64) -> Changed {
+        let of_nodes = match &event {
+            Event::Nodes(..) | Event::NodeApplied(_) | Event::NodeDeleted(_) => true,
+            Event::Malformed(kind, ..) => *kind == WatchKind::Nodes,
+            Event::Peers(..) | Event::PeerApplied(_) | Event::PeerDeleted(_) | Event::Watch(..) => false,
+        };
+        if of_nodes {
+            self.presence.hear(self.nodes.values().map(|e| &e.translated), now);
+        }
+        let changed = self.work_in(event, now);
+        if of_nodes && self.presence.waits() {
+            let unheard = self.presence.unheard();
+            return Changed::if_so(self.judge(unheard, now) | (changed == Changed::Plan));
+        }
+        changed
+    }
+
+    fn work_in(&mut self, event: Event, now: u64) -> Changed {
         match event {
             Event::Nodes(objects, findings) => {
-                self.listed[0] = true;
+                let first = !std::mem::replace(&mut self.listed[0], true);
                 self.watches.insert(WatchKind::Nodes, WatchState::Up);
                 let gone: Vec<_> = gone(&self.nodes, objects.iter().map(|o| &o.metadata.name));
                 let mut changed = self.replace_malformed(WatchKind::Nodes, findings);
-                changed |= !gone.is_empty();
-                gone.iter().for_each(|name| drop(self.nodes.remove(name)));
+                for name in &gone {
+                    changed |= self.remove_node(name);
+                }
+                if first {
+                    self.begin(&objects, now);
+                }
                 for object in objects {
-                    changed |= self.apply_node(object, now, expiry);
+                    changed |= self.apply_node(object, now);
                 }
                 Changed::if_so(changed)
             }
@@ -76,10 +107,10 @@ impl Store {
                 }
                 Changed::if_so(changed)
             }
-            Event::NodeApplied(object) => Changed::if_so(self.apply_node(*object, now, expiry)),
+            Event::NodeApplied(object) => Changed::if_so(self.apply_node(*object, now)),
             Event::NodeDeleted(name) => {
                 let malformed = self.malformed.remove(&(WatchKind::Nodes, name.clone())).is_some();
-                Changed::if_so(self.nodes.remove(&name).is_some() | malformed)
+                Changed::if_so(self.remove_node(&name) | malformed)
             }
             Event::PeerApplied(object) => Changed::if_so(self.apply_peer(*object)),
             Event::PeerDeleted(name) => {
@@ -88,7 +119,7 @@ impl Store {
             }
             Event::Malformed(kind, name, finding) => {
                 let gone = match kind {
-                    WatchKind::Nodes => self.nodes.remove(&name).is_some(),
+                    WatchKind::Nodes => self.remove_node(&name),
                     WatchKind::Peers => self.peers.remove(&name).is_some(),
                 };
                 let news = self.malformed.get(&(kind, name.clone())) != Some(&finding);
@@ -102,19 +133,83 @@ impl Store {
         }
     }
 
-    fn apply_node(&mut self, object: NodeObject, now: u64, expiry: u64) -> bool {
+    fn apply_node(&mut self, object: NodeObject, now: u64) -> bool {
         let name = object.metadata.name.clone();
         let unreadable = self.malformed.remove(&(WatchKind::Nodes, name.clone())).is_some();
         let (mut translated, findings) = Node::from_object(&object, &self.topology_label);
-        let same = self.nodes.get(&name).is_some_and(|old| {
-            let ready = old.translated.ready(now, expiry) == translated.ready(now, expiry);
-            let last_seen = std::mem::replace(&mut translated.last_seen, old.translated.last_seen);
-            let same = old.translated == translated;
-            translated.last_seen = last_seen;
-            ready && same && old.findings == findings
+        let counted = self.presence.counts(&name);
+        let counts = self.presence.judge(&mut translated, now);
+        let old = self.nodes.get(&name);
+        if name != self.own && old.is_some_and(|old| old.translated.last_seen != translated.last_seen) {
+            self.news = self.news.max(Some(translated.last_seen));
+        }
+        let same = old.is_some_and(|old| {
+            let Node { last_seen, held, .. } = old.translated;
+            let like_old = Node { last_seen, held, ..translated.clone() };
+            counted == counts && like_old == old.translated && findings == old.findings
         });
         self.nodes.insert(name, Entry { object, translated, findings });
         !same || unreadable
+    }
+
+    fn remove_node(&mut self, name: &str) -> bool {
+        self.presence.forget(name);
+        self.nodes.remove(name).is_some()
+    }
+
+    /// Looks at the first list as a whole.
+    fn begin(&mut self, objects: &[NodeObject], now: u64) {
+        let read = objects.iter().map(|object| Node::from_object(object, &self.topology_label).0);
+        let (own, others): (Vec<_>, Vec<_>) = read.partition(|node| *node.name == *self.own);
+        self.presence.begin(own.first(), others.iter(), now);
+    }
+
+    /// Judges nodes again; whether one of them counts no longer.
+    fn judge(&mut self, names: Vec<String>, now: u64) -> bool {
+        let mut changed = false;
+        for name in names {
+            let Some(entry) = self.nodes.get_mut(&name) else { continue };
+            let counted = self.presence.counts(&name);
+            changed |= self.presence.judge(&mut entry.translated, now) != counted;
+        }
+        changed
+    }
+
+    /// Judges the nodes whose time has come; whether one of them is gone. To be called before each plan.
+    pub fn settle(&mut self, now: u64) -> bool {
+        let due = self.presence.due(now);
+        self.judge(due, now)
+    }
+
+    /// Whether a node would be gone if the watch had told anything since it expired.
+    pub fn waits_for_news(&self) -> bool {
+        self.presence.waits()
+    }
+
+    /// Notes that the cluster was asked and has answered. While the watch of Nodes is up this counts as news from it:
+    /// who may not write his own Node hears no echo.
+    pub fn answered(&mut self, now: u64) -> Changed {
+        if self.watches.get(&WatchKind::Nodes) != Some(&WatchState::Up) {
+            return Changed::Nothing;
+        }
+        self.presence.hear(self.nodes.values().map(|e| &e.translated), now);
+        let unheard = self.presence.unheard();
+        Changed::if_so(self.judge(unheard, now))
+    }
+
+    /// The latest check-in of another node that was heard of since this was last asked, in seconds since 1970.
+    pub fn take_news(&mut self) -> Option<i64> {
+        self.news.take()
+    }
+
+    /// Whether there are other nodes.
+    pub fn has_others(&self) -> bool {
+        self.nodes.keys().any(|name| *name != self.own)
+    }
+
+    /// The nodes that take part although their last check-in is too old.
+    pub fn held(&self) -> BTreeSet<String> {
+        self.nodes.iter().filter(|(_, e)| e.translated.held).map(|(name, _)| name.clone()).collect()
     }
 
     fn apply_peer(&mut self, object: PeerObject) -> bool {
@@ -187,12 +282,9 @@ impl Store {
         nodes.chain(peers).filter_map(|endpoint| endpoint.dns())
     }
 
-    /// The first moment at which a node that is ready no longer is, in seconds since 1970.
-    pub fn next_expiry(&self, now: u64, expiry: u64) -> Option<u64> {
-        let ready = self.nodes.values().filter(|e| e.translated.ready(now, expiry));
-        let expires =
-            ready.map(|e| e.translated.last_seen.saturating_add_unsigned(expiry).max(0).unsigned_abs());
-        if expiry > 0 { expires.min() } else { None }
+    /// The first moment at which a node is to be judged again, in seconds since 1970.
+    pub fn next_expiry(&self) -> Option<u64> {
+        self.presence.next()
     }
 }
 
@@ -204,6 +296,10 @@ impl Changed {
 
 /// The names in the map that are not among those of the list.
 fn gone<'a, T>(map: &BTreeMap<String, T>, names: impl Iterator<Item = &'a String>) -> Vec<String> {
-    let names: std::collections::BTreeSet<&String> = names.collect();
+    let names: BTreeSet<&String> = names.collect();
     map.keys().filter(|name| !names.contains(name)).cloned().collect()
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -300,3 +300,43 @@ async fn without_a_node_of_ours_the_agent_waits_and_does_not_spin() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn who_undoes_our_writes_again_and_again_is_left_alone_for_longer_and_longer() {
+    let world = World::start(false);
+    world.until("set up", World::settled).await;
+    let before = world.backend.cluster().patches.len();
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        let mut node = world.backend.node("a").expect("a");
+        let ours = node.metadata.annotations.insert("kilo.squat.ai/key".into(), key(7).to_string());
+        if ours != Some(key(7).to_string()) {
+            world.backend.apply_node(node);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // At once, and after 0.25, 0.5, 1 and 2 s.
+    let writes = world.backend.cluster().patches.len() - before;
+    assert!((3..=6).contains(&writes), "{writes} writes in 4 s");
+    // Another change is not held back by that.
+    world
+        .until("ours again", |w| {
+            w.backend
+                .node("a")
+                .is_some_and(|n| n.metadata.annotations["kilo.squat.ai/key"] == key(1).to_string())
+        })
+        .await;
+    let mut node = world.backend.node("a").expect("a");
+    node.metadata.annotations.insert("kilo.squat.ai/endpoint".into(), "198.51.100.9:1".into());
+    node.metadata.annotations.remove("kilo.squat.ai/granularity");
+    world.backend.apply_node(node);
+    let asked = std::time::Instant::now();
+    world
+        .until("granularity again", |w| {
+            w.backend
+                .node("a")
+                .is_some_and(|n| n.metadata.annotations.contains_key("kilo.squat.ai/granularity"))
+        })
+        .await;
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+}

@@ -26,6 +26,9 @@ pub struct Node {
     pub cni_compatibility_ip: Option<IpNet>,
     /// When it last checked in, in seconds since 1970 (UTC); 0 for never.
     pub last_seen: i64,
+    /// It takes part whatever `last_seen` says, because nobody could have heard of a later check-in. No object
+    /// says this: it is up to the agent.
+    pub held: bool,
     /// It asks to lead its location.
     pub leader: bool,
     /// The name of its location.
@@ -176,6 +179,7 @@ impl Node {
             no_internal_ip,
             cni_compatibility_ip: r.cni_compatibility_ip(),
             last_seen: r.parsed("last-seen", "a number of seconds", parse::integer).unwrap_or(0),
+            held: false,
             leader: r.get("leader").is_some(),
             location: r.get("location").or(label).unwrap_or_default().into(),
             persistent_keepalive,
@@ -198,7 +202,17 @@ impl Node {
     /// Whether the node takes part at this time, in seconds since 1970; `expiry` is how long after its last
     /// check-in it still does, 0 for ever.
     pub fn ready(&self, now: u64, expiry: u64) -> bool {
-        self.endpoint.is_some() && self.key.is_some() && self.subnet.is_some() && self.fresh(now, expiry)
+        self.is_complete() && (self.held || self.fresh(now, expiry))
+    }
+
+    /// The same by its last check-in alone.
+    pub fn ready_by_clock(&self, now: u64, expiry: u64) -> bool {
+        self.is_complete() && self.fresh(now, expiry)
+    }
+
+    /// Whether it has all that a node needs to take part.
+    pub fn is_complete(&self) -> bool {
+        self.endpoint.is_some() && self.key.is_some() && self.subnet.is_some()
     }
 
     fn fresh(&self, now: u64, expiry: u64) -> bool {

@@ -1,9 +1,9 @@
-//! Facts as a document: `{now, dns, hosts: {NODE: {…}}}`.
+//! Facts as a document: `{now, dns, held, hosts: {NODE: {…}}}`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use kilo_mesh::{Facts, HostFacts};
+use kilo_mesh::{Facts, HostFacts, Node};
 use kilo_wireguard::PrivateKey;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -19,6 +19,9 @@ pub struct FactsView {
     pub now: Option<u64>,
     /// The names that resolve, with what they resolve to.
     pub dns: BTreeMap<String, Vec<IpAddr>>,
+    /// The nodes that take part although their last check-in is too old, because nobody could have heard of another.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub held: BTreeSet<String>,
     /// Machines by the name of their Node.
     pub hosts: BTreeMap<String, HostFacts>,
 }
@@ -48,14 +51,20 @@ impl FactsError {
 }
 
 impl FactsView {
-    /// The facts that a plan of this node was made from.
-    pub fn new(facts: &Facts, node: &str) -> Self {
+    /// The facts that a plan of this node was made from, and which nodes it held.
+    pub fn new(facts: &Facts, node: &str, held: &BTreeSet<String>) -> Self {
         Self {
             kind: Kind::Facts,
             now: Some(facts.now),
             dns: facts.dns.clone(),
+            held: held.clone(),
             hosts: BTreeMap::from([(node.to_owned(), facts.host.clone())]),
         }
+    }
+
+    /// Marks the nodes that are held.
+    pub fn hold(&self, nodes: &mut [Node]) {
+        nodes.iter_mut().for_each(|node| node.held = self.held.contains(&*node.name));
     }
 
     /// Reads a document. A host's `privateKey` becomes its `publicKey`; unknown fields are skipped.
@@ -75,6 +84,9 @@ impl FactsView {
             let addresses: Vec<IpAddr> = serde_json::from_value(addresses)
                 .map_err(|error| FactsError::new(format!("dns.{name}"), error))?;
             view.dns.insert(name, addresses.iter().map(IpAddr::to_canonical).collect());
+        }
+        if let Some(held) = document.remove("held").filter(|held| !held.is_null()) {
+            view.held = serde_json::from_value(held).map_err(|error| FactsError::new("held", error))?;
         }
         for (name, host) in children("hosts", document.remove("hosts"))? {
             let host = parse_host(&format!("hosts.{name}"), host)?;
@@ -161,7 +173,7 @@ mod tests {
                 ..HostFacts::default()
             },
         };
-        let view = FactsView::new(&facts, "n1");
+        let view = FactsView::new(&facts, "n1", &BTreeSet::from(["n2".to_owned()]));
         let document = serde_json::to_value(&view).expect("JSON");
         assert_eq!(FactsView::parse(document), Ok(view));
     }
@@ -173,6 +185,7 @@ mod tests {
             (json!({"now": "soon"}), "now"),
             (json!({"now": -1}), "now"),
             (json!({"dns": {"a.example": "10.0.0.1"}}), "dns.a.example"),
+            (json!({"held": "n2"}), "held"),
             (json!({"hosts": []}), "hosts"),
             (json!({"hosts": {"n1": {"internalIP": "10.0.0.300/24"}}}), "hosts.n1.internalIP"),
             (json!({"hosts": {"n1": {"device": [{"publicKey": "?"}]}}}), "hosts.n1.device[0].publicKey"),
