@@ -3,19 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use kilo_state::{CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, Route, Rule};
+use kilo_state::{CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, MAIN_TABLE, Route, Rule, TABLE};
 
-use crate::device::{device, one_for_each_range};
+use crate::device::{Unsettled, device, one_for_each_range, without_ipv6};
+use crate::endpoint::Known;
 use crate::topology::Topology;
 use crate::{
     Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Routing, mtu, parse,
     table,
 };
 
+const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
+
 /// What a plan has found out before the host's part is drawn up.
 pub(crate) struct Input<'a> {
     pub(crate) config: &'a Config,
     pub(crate) facts: &'a Facts,
+    pub(crate) known: &'a Known,
     pub(crate) topology: &'a Topology,
     pub(crate) inside: Inside,
     pub(crate) firewall: &'a Firewall,
@@ -25,12 +29,19 @@ pub(crate) struct Input<'a> {
     pub(crate) twice: bool,
 }
 
-/// The host's part, and the routes and rules that no host can have: two of one destination, or over what is not there.
-pub(crate) fn desired(
-    input: &Input<'_>,
-    routing: Routing,
-    findings: &mut Vec<Finding>,
-) -> (Desired, Routing) {
+/// The host's part.
+pub(crate) struct Drawn {
+    pub(crate) desired: Desired,
+    /// The routes and rules that no host can have: two of one destination, or over what is not there.
+    pub(crate) left_out: Routing,
+    /// Whose endpoints may be others without any change of the mesh.
+    pub(crate) unsettled: Vec<Unsettled>,
+    /// Two nodes have one key.
+    pub(crate) key_twice: bool,
+}
+
+/// The host's part of a plan.
+pub(crate) fn desired(input: &Input<'_>, routing: Routing, findings: &mut Vec<Finding>) -> Drawn {
     let Input { config, facts, topology, .. } = *input;
     let ipv6 = facts.host.ipv6 != Some(false);
     let (routes, left_out) = possible(input, routing.routes, findings);
@@ -41,12 +52,13 @@ pub(crate) fn desired(
     };
     let (rules, rules_left_out) = routing.rules.into_iter().partition(possible_rule);
     let left_out = Routing { routes: left_out, rules: rules_left_out };
-    let mut device = device(topology, facts, findings);
+    let drawn = device(topology, facts, input.known, findings);
+    let mut device = drawn.device;
     if input.twice || topology.segments.iter().any(|s| !s.allowed_location_ips.is_empty()) {
         one_for_each_range(&mut device, topology);
     }
     if !ipv6 {
-        device.peers.iter_mut().for_each(|p| p.allowed_ips.retain(|net| net.addr().is_ipv4()));
+        device.peers.iter_mut().for_each(without_ipv6);
     }
     let desired = Desired {
         links: links(input),
@@ -62,7 +74,7 @@ pub(crate) fn desired(
         }),
         routes,
     };
-    (desired, left_out)
+    Drawn { desired, left_out, unsettled: drawn.unsettled, key_twice: drawn.twice }
 }
 
 fn links(input: &Input<'_>) -> Vec<Link> {
@@ -98,9 +110,7 @@ fn sysctls(input: &Input<'_>, routes: &[Route]) -> BTreeMap<Box<str>, Box<str>> 
     let Input { facts, topology, .. } = *input;
     let mut out: BTreeMap<Box<str>, Box<str>> = BTreeMap::new();
     out.insert("net/ipv4/ip_forward".into(), "1".into());
-    if routes.iter().any(|r| r.dst.addr().is_ipv6()) {
-        out.insert("net/ipv6/conf/all/forwarding".into(), "1".into());
-    }
+    forward_ipv6(&mut out, routes);
     // Packets of a node whose private address is also its endpoint come in over WireGuard, and the route
     // back is not there: strict reverse path filtering would drop them.
     let endpoint_is_private = topology.segments.iter().enumerate().any(|(i, s)| {
@@ -116,12 +126,30 @@ fn sysctls(input: &Input<'_>, routes: &[Route]) -> BTreeMap<Box<str>, Box<str>> 
     out
 }
 
+/// Has IPv6 forwarded where there is a route of that family.
+pub(crate) fn forward_ipv6(sysctls: &mut BTreeMap<Box<str>, Box<str>>, routes: &[Route]) {
+    // In each table IPv6 comes last.
+    let last_of =
+        |table| routes.partition_point(|r| r.table <= table).checked_sub(1).and_then(|i| routes.get(i));
+    let ipv6 = |r: &Route| r.dst.addr().is_ipv6();
+    if [MAIN_TABLE, TABLE].into_iter().filter_map(last_of).any(ipv6) {
+        sysctls.insert(FORWARDING6.into(), "1".into());
+    } else {
+        sysctls.remove(FORWARDING6);
+    }
+}
+
+/// Whether routes over the tunnel must wait until flannel has made it.
+pub(crate) fn lacks_tunnel(facts: &Facts, inside: Inside) -> bool {
+    facts.host.tunnel == Some(false) && inside.encapsulator == Encapsulator::Flannel
+}
+
 /// Sorts out the routes that the kernel would refuse or that would break the own location.
 fn possible(input: &Input<'_>, routes: Vec<Route>, findings: &mut Vec<Finding>) -> (Vec<Route>, Vec<Route>) {
     let Input { facts, topology, inside, .. } = *input;
     let mut left_out = Vec::new();
     let no_ipv6 = facts.host.ipv6 == Some(false);
-    let no_tunnel = facts.host.tunnel == Some(false) && inside.encapsulator == Encapsulator::Flannel;
+    let no_tunnel = lacks_tunnel(facts, inside);
     let impossible = |r: &Route| (no_ipv6 && r.dst.addr().is_ipv6()) || (no_tunnel && r.dev == Dev::Tunnel);
     let mut routes = routes;
     if no_ipv6 || no_tunnel {

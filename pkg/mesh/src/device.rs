@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use kilo_state::{Device, DevicePeer};
 use kilo_wireguard::PublicKey;
 
 use crate::endpoint::Known;
-use crate::topology::Topology;
+use crate::topology::{MeshPeer, Topology};
 use crate::{Facts, Finding, order};
 
 fn peer(key: PublicKey, endpoint: Option<SocketAddr>, keepalive: u16, mut nets: Vec<IpNet>) -> DevicePeer {
@@ -23,15 +24,34 @@ fn peer(key: PublicKey, endpoint: Option<SocketAddr>, keepalive: u16, mut nets: 
     }
 }
 
+/// Whose endpoint may be another one without any change of the mesh.
+#[derive(Clone, Debug)]
+pub(crate) enum Unsettled {
+    /// That of the leader of the segment at this place.
+    Segment(usize),
+    /// That of the Peer of this name.
+    Peer(Arc<str>),
+}
+
+/// The device of the local node, and what of it depends on more than the mesh.
+pub(crate) struct Drawn {
+    pub(crate) device: Device,
+    pub(crate) unsettled: Vec<Unsettled>,
+    /// Two nodes have one key.
+    pub(crate) twice: bool,
+}
+
 /// The device of the local node. A node that does not lead has a device without peers: nothing reaches it
 /// while its link is down, and none of them may stay longer than its Peer object does. Becoming leader again
 /// costs each peer one handshake.
-pub(crate) fn device(topology: &Topology, facts: &Facts, findings: &mut Vec<Finding>) -> Device {
-    let public_key = facts.host.public_key;
-    let mut peers = Vec::new();
+pub(crate) fn device(
+    topology: &Topology,
+    facts: &Facts,
+    known: &Known,
+    findings: &mut Vec<Finding>,
+) -> Drawn {
+    let (mut peers, mut unsettled, mut twice) = (Vec::new(), Vec::new(), false);
     if topology.leader {
-        let known = Known::new(facts);
-        let keepalive = topology.persistent_keepalive;
         let segments = topology.segments.len();
         let keys: Vec<&PublicKey> = topology
             .segments
@@ -44,23 +64,48 @@ pub(crate) fn device(topology: &Topology, facts: &Facts, findings: &mut Vec<Find
         for i in order::of_keys(&keys) {
             let i = i as usize;
             if let Some(p) = i.checked_sub(segments).map(|i| &topology.peers[i]) {
-                let endpoint = known.endpoint(&p.public_key, topology.peer_addr(p));
-                let mut new = peer(p.public_key, endpoint, keepalive, topology.allowed_ips(p).to_vec());
-                new.preshared_key.clone_from(&p.preshared_key);
-                peers.push(new);
+                let (peer, open) = device_peer(topology, facts, known, p);
+                peers.push(peer);
+                unsettled.extend(open.then(|| Unsettled::Peer(p.name.clone())));
             } else if i != topology.local_segment {
                 let segment = &topology.segments[i];
-                let endpoint = known.endpoint(&segment.key, topology.segment_addr(segment));
-                peers.push(peer(segment.key, endpoint, keepalive, topology.segment_allowed_ips(segment)));
+                let (endpoint, open) = known.endpoint(facts, &segment.key, topology.segment_addr(segment));
+                let nets = topology.segment_allowed_ips(segment);
+                peers.push(peer(segment.key, endpoint, topology.persistent_keepalive, nets));
+                unsettled.extend(open.then_some(Unsettled::Segment(i)));
             }
         }
-        one_for_each_key(&mut peers, topology.local_segment().key, findings);
+        twice = one_for_each_key(&mut peers, topology.local_segment().key, findings);
     }
-    Device { public_key, listen_port: topology.listen_port, peers }
+    let device = Device { public_key: facts.host.public_key, listen_port: topology.listen_port, peers };
+    Drawn { device, unsettled, twice }
 }
 
-/// The kernel knows a peer by its key and none with its own.
-fn one_for_each_key(peers: &mut Vec<DevicePeer>, own: PublicKey, findings: &mut Vec<Finding>) {
+/// A Peer as the device of a leader has it, and whether its endpoint is [`Unsettled`].
+pub(crate) fn device_peer(
+    topology: &Topology,
+    facts: &Facts,
+    known: &Known,
+    p: &MeshPeer,
+) -> (DevicePeer, bool) {
+    let (endpoint, unsettled) = known.endpoint(facts, &p.public_key, topology.peer_addr(p));
+    let nets = topology.allowed_ips(p).to_vec();
+    let mut peer = peer(p.public_key, endpoint, topology.persistent_keepalive, nets);
+    peer.preshared_key.clone_from(&p.preshared_key);
+    if facts.host.ipv6 == Some(false) {
+        without_ipv6(&mut peer);
+    }
+    (peer, unsettled)
+}
+
+/// Ranges that a kernel without IPv6 does not take are left out.
+pub(crate) fn without_ipv6(peer: &mut DevicePeer) {
+    peer.allowed_ips.retain(|net| net.addr().is_ipv4());
+}
+
+/// The kernel knows a peer by its key and none with its own. Tells whether there was such a one.
+fn one_for_each_key(peers: &mut Vec<DevicePeer>, own: PublicKey, findings: &mut Vec<Finding>) -> bool {
+    let before = peers.len();
     let mut last = None;
     peers.retain(|p| {
         let twice = last == Some(p.public_key) || p.public_key == own;
@@ -71,6 +116,7 @@ fn one_for_each_key(peers: &mut Vec<DevicePeer>, own: PublicKey, findings: &mut 
         }
         !twice
     });
+    peers.len() < before
 }
 
 /// Leaves each range with the first peer in order of segments, because a device has it with one peer only.

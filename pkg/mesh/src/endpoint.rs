@@ -1,15 +1,33 @@
-//! Which endpoint a device is told for a peer, so that no live session is sent astray.
+//! What an endpoint resolves to, and which endpoint a device is told for a peer, so that no live session is
+//! sent astray.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use kilo_wireguard::PublicKey;
+use kilo_wireguard::{Endpoint, PublicKey};
 
-use crate::{DeviceFact, Facts};
+use crate::{DeviceFact, Facts, Finding, order};
 
 /// Seconds after the last handshake during which a session may still be in use (WireGuard's
 /// `REJECT_AFTER_TIME`).
 const LIVE: u64 = 180;
+
+/// What an endpoint's host resolves to: IPv4 where there is a choice.
+pub(crate) fn resolve(endpoint: &Endpoint, facts: &Facts) -> Option<SocketAddr> {
+    let Some(name) = endpoint.dns() else { return endpoint.addr() };
+    let ips = facts.dns.get(name)?;
+    let ip = ips.iter().find(|ip| ip.is_ipv4()).or_else(|| ips.first())?;
+    Some(SocketAddr::new(ip.to_canonical(), endpoint.port))
+}
+
+/// A finding on the endpoint of this object, whose name does not resolve.
+pub(crate) fn unresolved(object: String, field: String, endpoint: &Endpoint) -> Finding {
+    Finding::new(
+        object,
+        field,
+        endpoint.to_string(),
+        "the name does not resolve; it is reached only once it calls",
+    )
+}
 
 /// Decides on the endpoint of one peer; `None` leaves the device what it has.
 ///
@@ -30,31 +48,61 @@ pub fn endpoint_for_device(
     let Some(known) = known else { return Some(wanted) };
     let moved_by_mesh = programmed.is_some_and(|p| p != wanted);
     let elsewhere = known.endpoint.is_some_and(|e| e != wanted);
-    let live = known.latest_handshake != 0 && now.saturating_sub(known.latest_handshake) < LIVE;
-    (moved_by_mesh || !elsewhere || !live).then_some(wanted)
+    (moved_by_mesh || !elsewhere || !live(known, now)).then_some(wanted)
 }
 
-/// What the machine says about the peers of its device, by key.
-pub(crate) struct Known<'a> {
-    device: Vec<&'a DeviceFact>,
-    programmed: &'a BTreeMap<PublicKey, SocketAddr>,
-    now: u64,
+/// Whether a live session of the peer is somewhere else than the mesh says. Only then does the decision above
+/// depend on the time and on what the device was told; otherwise it stands as long as the peer in the device
+/// is the same and the clock goes forward.
+fn unsettled(wanted: Option<SocketAddr>, known: Option<&DeviceFact>, now: u64) -> bool {
+    let (Some(wanted), Some(known)) = (wanted, known) else { return false };
+    known.endpoint.is_some_and(|e| e != wanted) && live(known, now)
 }
 
-impl<'a> Known<'a> {
-    pub(crate) fn new(facts: &'a Facts) -> Self {
-        let mut device: Vec<&DeviceFact> = facts.host.device.iter().collect();
-        device.sort_by_key(|p| p.public_key);
-        Self { device, programmed: &facts.host.programmed, now: facts.now }
+fn live(known: &DeviceFact, now: u64) -> bool {
+    known.latest_handshake != 0 && now.saturating_sub(known.latest_handshake) < LIVE
+}
+
+/// The peers that the machine has in its device, found by key.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// Places in the facts, in the order of the keys.
+    order: Vec<u32>,
+}
+
+impl Known {
+    pub(crate) fn new(facts: &Facts) -> Self {
+        let keys: Vec<&PublicKey> = facts.host.device.iter().map(|p| &p.public_key).collect();
+        Self { order: order::of_keys(&keys) }
     }
 
-    pub(crate) fn get(&self, key: &PublicKey) -> Option<&'a DeviceFact> {
-        self.device.binary_search_by_key(key, |p| p.public_key).ok().map(|i| self.device[i])
+    /// The peer of this key in the facts, which must be those of the beginning.
+    pub(crate) fn get<'f>(&self, facts: &'f Facts, key: &PublicKey) -> Option<&'f DeviceFact> {
+        let fact = |place: u32| facts.host.device.get(place as usize);
+        let at = self.order.binary_search_by(|&i| fact(i).map(|p| &p.public_key).cmp(&Some(key))).ok()?;
+        fact(self.order[at])
     }
 
-    pub(crate) fn endpoint(&self, key: &PublicKey, wanted: Option<SocketAddr>) -> Option<SocketAddr> {
-        wanted?;
-        endpoint_for_device(wanted, self.programmed.get(key).copied(), self.get(key), self.now)
+    /// Where the device has seen the peer of this key, if there has been a handshake.
+    pub(crate) fn seen(&self, facts: &Facts, key: &PublicKey) -> Option<SocketAddr> {
+        let fact = self.get(facts, key).filter(|fact| fact.latest_handshake != 0)?;
+        fact.endpoint.map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+    }
+
+    /// The endpoint that the device is told, and whether that may be another one without any change but of
+    /// the time and of what the device was told.
+    pub(crate) fn endpoint(
+        &self,
+        facts: &Facts,
+        key: &PublicKey,
+        wanted: Option<SocketAddr>,
+    ) -> (Option<SocketAddr>, bool) {
+        if wanted.is_none() {
+            return (None, false);
+        }
+        let (known, programmed) = (self.get(facts, key), facts.host.programmed.get(key).copied());
+        let endpoint = endpoint_for_device(wanted, programmed, known, facts.now);
+        (endpoint, unsettled(wanted, known, facts.now))
     }
 }
 

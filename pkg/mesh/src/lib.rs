@@ -4,6 +4,7 @@
 
 mod alips;
 mod annotations;
+mod claims;
 mod conf;
 mod config;
 mod desired;
@@ -22,6 +23,7 @@ mod parse;
 mod peer;
 mod peers;
 mod plan;
+mod planner;
 mod ranges;
 mod read;
 mod routes;
@@ -43,6 +45,7 @@ pub use object::{DnsOrIp, Metadata, NodeObject, NodeSpec, PeerEndpoint, PeerObje
 pub use parse::is_public;
 pub use peer::Peer;
 pub use plan::{Mesh, Outcome, Plan, plan};
+pub use planner::{NotSimple, PeerChange, Planner};
 pub use read::{read_node, read_peer};
 pub use routes::{Encapsulator, Inside, Routing};
 pub use svg::{Layout, UnknownLayout, svg};

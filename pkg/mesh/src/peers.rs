@@ -1,59 +1,41 @@
 //! Which Peers take part, and with which of their ranges: one Peer for each key, one Peer for each range,
 //! and nothing that belongs to a node.
 
+use std::net::SocketAddr;
+use std::ops::Range;
+
 use ipnet::IpNet;
 use kilo_wireguard::PublicKey;
 
+use crate::claims::{Claims, Owned};
+use crate::endpoint::{resolve, unresolved};
 use crate::ranges::RangeSet;
-use crate::segments::{resolve, unresolved};
 use crate::topology::MeshPeer;
-use crate::{Facts, Finding, Node, Peer, order, parse};
+use crate::{Facts, Finding, Node, Peer, order};
 
 /// The Peers of a topology.
 pub(crate) struct Chosen {
     pub(crate) peers: Vec<MeshPeer>,
     pub(crate) ranges: Vec<IpNet>,
     pub(crate) findings: Vec<Finding>,
-}
-
-/// What nodes have, which no Peer may claim. Nodes that are not ready count: they may be back at any time.
-struct Owned<'a> {
-    ranges: RangeSet,
-    keys: Vec<&'a PublicKey>,
-    pool: IpNet,
-    segments: u128,
-}
-
-impl<'a> Owned<'a> {
-    fn new(pool: IpNet, segments: usize, nodes: &[&'a Node]) -> Self {
-        let private = |n: &Node| n.internal_ip.map(|ip| parse::one(ip.addr()));
-        let keys = nodes.iter().filter_map(|n| n.key.as_ref()).collect();
-        let ranges = RangeSet::new(nodes.iter().flat_map(|n| n.subnets().chain(private(n))));
-        Self { ranges, keys, pool, segments: segments as u128 }
-    }
-
-    /// Whether the range lies within one that a node has. One that only contains such ranges may stay: the
-    /// longer prefix wins.
-    fn has(&self, net: IpNet) -> bool {
-        self.is_wireguard_ip(net) || self.ranges.holds(net)
-    }
-
-    fn is_wireguard_ip(&self, net: IpNet) -> bool {
-        let ((v6, first), (f, n)) = (parse::number(self.pool.network()), parse::number(net.addr()));
-        net.prefix_len() == net.max_prefix_len() && f == v6 && n > first && n - first <= self.segments
-    }
+    pub(crate) claims: Claims,
 }
 
 /// Drops all but one of the Peers with the same key: the oldest stays, of equally old ones the first by
-/// name. One whose age is not known counts as young.
-fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned<'_>, findings: &mut Vec<Finding>) {
+/// name. One whose age is not known counts as young. The answer is all keys there are, sorted.
+fn one_for_each_key<'a>(
+    peers: &mut Vec<&'a Peer>,
+    of_nodes: &[&PublicKey],
+    findings: &mut Vec<Finding>,
+) -> Vec<PublicKey> {
     let age = |p: &'a Peer| (p.created.is_none(), &p.created);
     // Nodes come before Peers, and ready Peers have keys.
-    let nodes = owned.keys.len();
+    let nodes = of_nodes.len();
     let keys: Vec<&PublicKey> =
-        owned.keys.iter().copied().chain(peers.iter().filter_map(|p| p.public_key.as_ref())).collect();
+        of_nodes.iter().copied().chain(peers.iter().filter_map(|p| p.public_key.as_ref())).collect();
+    let order = order::of_keys(&keys);
     let mut refused = vec![false; peers.len()];
-    for group in order::of_keys(&keys).chunk_by(|&a, &b| keys[a as usize] == keys[b as usize]) {
+    for group in order.chunk_by(|&a, &b| keys[a as usize] == keys[b as usize]) {
         let of_node = (group[0] as usize) < nodes;
         if group.len() == 1 {
             continue;
@@ -79,16 +61,26 @@ fn one_for_each_key<'a>(peers: &mut Vec<&'a Peer>, owned: &Owned<'_>, findings: 
     }
     let mut refused = refused.into_iter();
     peers.retain(|_| !refused.next().unwrap_or_default());
+    order.into_iter().map(|i| *keys[i as usize]).collect()
 }
 
 /// For each range of each Peer, in order, whether the Peer keeps it: not if an earlier one has it, and not if
-/// a node does.
-fn kept(all: &[(IpNet, u32)], owned: &Owned<'_>, peers: &[&Peer], findings: &mut Vec<Finding>) -> Vec<bool> {
+/// a node does. Beside it all the ranges, sorted, each once for each Peer that names it.
+fn kept(
+    all: &[(IpNet, u32)],
+    owned: &Owned,
+    peers: &[&Peer],
+    findings: &mut Vec<Finding>,
+) -> (Vec<bool>, Vec<IpNet>) {
     let order = order::of_nets(all.iter().map(|(net, _)| *net));
     let mut keep = vec![true; all.len()];
+    let mut claimed = Vec::with_capacity(all.len());
     for group in order.chunk_by(|&a, &b| all[a as usize].0 == all[b as usize].0) {
         let (net, owner) = all[group[0] as usize];
         let of_node = owned.has(net);
+        // Of equal ranges those of one Peer stand together.
+        let peers_of_it = group.chunk_by(|&a, &b| all[a as usize].1 == all[b as usize].1).count();
+        claimed.extend(std::iter::repeat_n(net, peers_of_it));
         let lost = if of_node { group } else { &group[1..] };
         for &i in lost {
             keep[i as usize] = false;
@@ -105,7 +97,7 @@ fn kept(all: &[(IpNet, u32)], owned: &Owned<'_>, peers: &[&Peer], findings: &mut
             }
         }
     }
-    keep
+    (keep, claimed)
 }
 
 /// Chooses from all Peers, in any order, those that take part.
@@ -120,11 +112,13 @@ pub(crate) fn choose(
     let owned = Owned::new(pool, segments, nodes);
     let mut ready: Vec<&Peer> = peers.iter().copied().filter(|p| p.ready()).collect();
     ready.sort_by(|a, b| a.name.cmp(&b.name));
-    one_for_each_key(&mut ready, &owned, &mut findings);
+    let of_nodes: Vec<&PublicKey> = nodes.iter().filter_map(|n| n.key.as_ref()).collect();
+    let keys = one_for_each_key(&mut ready, &of_nodes, &mut findings);
 
     let all: Vec<(IpNet, u32)> =
         (0..).zip(&ready).flat_map(|(i, p)| p.allowed_ips.iter().map(move |n| (n.trunc(), i))).collect();
-    let mut keep = kept(&all, &owned, &ready, &mut findings).into_iter();
+    let (keep, claimed) = kept(&all, &owned, &ready, &mut findings);
+    let mut keep = keep.into_iter();
     let mut all = all.into_iter();
     let mut chosen = Vec::with_capacity(ready.len());
     let mut ranges = Vec::with_capacity(all.len());
@@ -141,16 +135,23 @@ pub(crate) fn choose(
             let object = format!("Peer/{}", peer.name);
             findings.push(unresolved(object, "spec.endpoint.dnsOrIP.dns".into(), endpoint));
         }
-        let Some(public_key) = peer.public_key else { continue };
-        chosen.push(MeshPeer {
+        chosen.extend(MeshPeer::new(peer, endpoint_addr, start..ranges.len() as u32));
+    }
+    let claims = Claims { owned, keys, ranges: claimed, behind_locations: RangeSet::default() };
+    Chosen { peers: chosen, ranges, findings, claims }
+}
+
+impl MeshPeer {
+    /// The Peer with these places of its ranges; none without a key.
+    pub(crate) fn new(peer: &Peer, endpoint_addr: Option<SocketAddr>, ranges: Range<u32>) -> Option<Self> {
+        Some(Self {
             name: peer.name.clone(),
-            public_key,
+            public_key: peer.public_key?,
             preshared_key: peer.preshared_key.clone(),
             endpoint: peer.endpoint.clone(),
             endpoint_addr,
             persistent_keepalive: peer.persistent_keepalive,
-            ranges: start..ranges.len() as u32,
-        });
+            ranges,
+        })
     }
-    Chosen { peers: chosen, ranges, findings }
 }

@@ -10,6 +10,8 @@ use kilo_state::{Desired, Route, Rule};
 use kilo_wireguard::{Endpoint, PublicKey};
 use serde::{Deserialize, Serialize};
 
+use crate::claims::Claims;
+use crate::device::Unsettled;
 use crate::endpoint::Known;
 use crate::topology::{Topology, TopologyError};
 use crate::{
@@ -106,6 +108,28 @@ impl Mesh {
 
 /// Plans for the node that `config` names. Nodes and Peers may come in any order.
 pub fn plan(config: &Config, nodes: &[&Node], peers: &[&Peer], facts: &Facts) -> Plan {
+    with_memory(config, nodes, peers, facts).0
+}
+
+/// What a plan has found out that a change of one Peer is held against.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    pub(crate) claims: Claims,
+    pub(crate) known: Known,
+    pub(crate) unsettled: Vec<Unsettled>,
+    /// Two nodes have one key.
+    pub(crate) key_twice: bool,
+    /// The time of the plan, in seconds since 1970.
+    pub(crate) now: u64,
+}
+
+/// Plans, and remembers what a change of one Peer needs to know where there is a mesh.
+pub(crate) fn with_memory(
+    config: &Config,
+    nodes: &[&Node],
+    peers: &[&Peer],
+    facts: &Facts,
+) -> (Plan, Option<Memory>) {
     let mut plan = Plan {
         outcome: Outcome::LocalNodeNotReady,
         error: None,
@@ -121,25 +145,28 @@ pub fn plan(config: &Config, nodes: &[&Node], peers: &[&Peer], facts: &Facts) ->
     let Some((at, node)) = of_that_name.min_by_key(|(_, n)| (n.last_seen, n.key)) else {
         plan.error = Some(format!("there is no node {}", config.hostname));
         plan.ready_nodes = names(nodes.iter().copied().filter(|n| ready(n)));
-        return plan;
+        return (plan, None);
     };
+    let known = Known::new(facts);
     let mut local = settle(node, config, facts);
     let taking_part = ready(&local);
     let mut all: Vec<&Node> = nodes.iter().copied().filter(|n| !is_local(n)).collect();
     if taking_part {
-        plan.nat_endpoints = nat_endpoints(all.iter().copied().filter(|n| ready(n)), peers, facts);
+        plan.nat_endpoints = nat_endpoints(all.iter().copied().filter(|n| ready(n)), peers, facts, &known);
         local.discovered_endpoints.clone_from(&plan.nat_endpoints);
     }
     // The local node where it stood: sorted input stays sorted.
     all.insert(at.min(all.len()), &local);
     plan.ready_nodes = names(all.iter().copied().filter(|n| ready(n)));
     let result = if taking_part {
-        mesh(config, &all, peers, facts, &mut plan.findings)
+        mesh(config, &all, peers, facts, known, &mut plan.findings)
     } else {
         Err(Failure::LocalNodeNotReady(missing(&local)))
     };
+    let mut memory = None;
     match result {
-        Ok(mesh) => {
+        Ok((mesh, remembered)) => {
+            memory = Some(remembered);
             let address = mesh.topology.leader.then(|| mesh.topology.wireguard_cidr());
             plan.annotations = annotations::settled(config, &local, address);
             plan.outcome = Outcome::Ok;
@@ -156,7 +183,7 @@ pub fn plan(config: &Config, nodes: &[&Node], peers: &[&Peer], facts: &Facts) ->
     }
     plan.findings.sort_unstable();
     plan.findings.dedup();
-    plan
+    (plan, memory)
 }
 
 /// Why there is no mesh.
@@ -219,22 +246,15 @@ fn nat_endpoints<'a>(
     nodes: impl Iterator<Item = &'a Node>,
     peers: &[&Peer],
     facts: &Facts,
+    known: &Known,
 ) -> BTreeMap<PublicKey, SocketAddr> {
     if facts.host.device.is_empty() {
         return BTreeMap::new();
     }
-    let known = Known::new(facts);
     let nodes = nodes.filter(|n| n.behind_nat).filter_map(|n| n.key);
     // Upstream counts every Peer: none of them is without a keepalive, be it 0.
     let peers = peers.iter().filter(|p| p.ready()).filter_map(|p| p.public_key);
-    nodes
-        .chain(peers)
-        .filter_map(|key| {
-            let fact = known.get(&key).filter(|fact| fact.latest_handshake != 0)?;
-            Some((key, fact.endpoint?))
-        })
-        .map(|(key, addr)| (key, SocketAddr::new(addr.ip().to_canonical(), addr.port())))
-        .collect()
+    nodes.chain(peers).filter_map(|key| Some((key, known.seen(facts, &key)?))).collect()
 }
 
 /// How packets travel inside the location, given what the machine can do.
@@ -270,10 +290,11 @@ fn mesh(
     nodes: &[&Node],
     peers: &[&Peer],
     facts: &Facts,
+    known: Known,
     findings: &mut Vec<Finding>,
-) -> Result<Mesh, Failure> {
+) -> Result<(Mesh, Memory), Failure> {
     let inside = inside(config, facts, findings)?;
-    let (topology, found) = Topology::new(config, nodes, peers, facts)?;
+    let (topology, found, claims) = Topology::with_claims(config, nodes, peers, facts)?;
     findings.extend(found);
     let (firewall, twice) = firewall::firewall(&topology, config, inside);
     findings.extend(firewall::legacy_findings(&firewall.forward, facts));
@@ -288,6 +309,7 @@ fn mesh(
     let input = desired::Input {
         config,
         facts,
+        known: &known,
         topology: &topology,
         inside,
         firewall: &firewall,
@@ -295,8 +317,10 @@ fn mesh(
         tunnel_address,
         twice,
     };
-    let (desired, left_out) = desired::desired(&input, routing, findings);
-    Ok(Mesh { topology, inside, firewall, tunnel_address, mtu, desired, left_out })
+    let desired::Drawn { desired, left_out, unsettled, key_twice } =
+        desired::desired(&input, routing, findings);
+    let memory = Memory { claims, known, unsettled, key_twice, now: facts.now };
+    Ok((Mesh { topology, inside, firewall, tunnel_address, mtu, desired, left_out }, memory))
 }
 
 /// The first address after a range's own, as a range by itself.

@@ -5,30 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kilo_wireguard::{Endpoint, PublicKey};
+use kilo_wireguard::PublicKey;
 
+use crate::claims::Claims;
+use crate::endpoint::{resolve, unresolved};
 use crate::leader::{Candidate, elect};
 use crate::ranges::RangeSet;
 use crate::topology::{Member, Segment, SegmentName, Topology, TopologyError};
 use crate::{Config, Facts, Finding, Granularity, Node, PREFIX, Peer, alips, parse, peers};
-
-/// What an endpoint's host resolves to: IPv4 where there is a choice.
-pub(crate) fn resolve(endpoint: &Endpoint, facts: &Facts) -> Option<SocketAddr> {
-    let Some(name) = endpoint.dns() else { return endpoint.addr() };
-    let ips = facts.dns.get(name)?;
-    let ip = ips.iter().find(|ip| ip.is_ipv4()).or_else(|| ips.first())?;
-    Some(SocketAddr::new(ip.to_canonical(), endpoint.port))
-}
-
-/// A finding on the endpoint of this object, whose name does not resolve.
-pub(crate) fn unresolved(object: String, field: String, endpoint: &Endpoint) -> Finding {
-    Finding::new(
-        object,
-        field,
-        endpoint.to_string(),
-        "the name does not resolve; it is reached only once it calls",
-    )
-}
 
 /// Nodes in order of segments and names, each with its segment's name.
 fn grouped<'a>(config: &Config, nodes: &[&'a Node]) -> Vec<(SegmentName, &'a Node)> {
@@ -117,6 +101,16 @@ impl Topology {
         peers: &[&Peer],
         facts: &Facts,
     ) -> Result<(Self, Vec<Finding>), TopologyError> {
+        Self::with_claims(config, nodes, peers, facts).map(|(topology, findings, _)| (topology, findings))
+    }
+
+    /// The same with what a change of one Peer is held against.
+    pub(crate) fn with_claims(
+        config: &Config,
+        nodes: &[&Node],
+        peers: &[&Peer],
+        facts: &Facts,
+    ) -> Result<(Self, Vec<Finding>, Claims), TopologyError> {
         let mut findings = Vec::new();
         let ready: Vec<&Node> =
             nodes.iter().copied().filter(|n| n.ready(facts.now, config.node_expiry)).collect();
@@ -168,10 +162,11 @@ impl Topology {
                 allowed_location_ips: Box::default(),
             });
         }
-        allowed_location_ips(config, &groups, &mut segments, peers, &mut findings);
+        let behind_locations = allowed_location_ips(config, &groups, &mut segments, peers, &mut findings);
 
         let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, facts);
         findings.extend(chosen.findings);
+        let claims = Claims { behind_locations, ..chosen.claims };
         let leader = segments[local_segment].members.start as usize + segments[local_segment].leader == at;
         let topology = Self {
             segments,
@@ -188,7 +183,7 @@ impl Topology {
             persistent_keepalive: local.persistent_keepalive,
             discovered_endpoints: discovered(local, &list),
         };
-        Ok((topology, findings))
+        Ok((topology, findings, claims))
     }
 }
 
@@ -201,18 +196,20 @@ fn discovered(local: &Node, list: &[(SegmentName, &Node)]) -> BTreeMap<PublicKey
     map
 }
 
+/// Gives the segments their allowed-location-ips, and tells all that are claimed.
 fn allowed_location_ips(
     config: &Config,
     groups: &[&[(SegmentName, &Node)]],
     segments: &mut [Segment],
     peers: &[&Peer],
     findings: &mut Vec<Finding>,
-) {
+) -> RangeSet {
     let nodes = || groups.iter().flat_map(|g| g.iter().map(|(_, n)| *n));
     if nodes().all(|n| n.allowed_location_ips.is_empty()) {
-        return;
+        return RangeSet::default();
     }
     let mut lists = claimed(groups);
+    let all = RangeSet::new(lists.iter().flatten().map(|&(net, _)| net));
     let taken = RangeSet::new(
         nodes().flat_map(|n| n.subnet.into_iter().chain(n.internal_ip.map(|ip| parse::one(ip.addr())))),
     );
@@ -230,4 +227,5 @@ fn allowed_location_ips(
     for (segment, list) in segments.iter_mut().zip(lists) {
         segment.allowed_location_ips = list.into_iter().map(|(net, _)| net).collect();
     }
+    all
 }

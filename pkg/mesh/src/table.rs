@@ -22,10 +22,20 @@ const FILTER: i32 = 0;
 /// IPv4 in IP, IANA's protocol number.
 const IPIP: u8 = 4;
 
+/// Who is not masqueraded as a destination.
+pub(crate) const EXCEPT: &str = "except";
+/// Who is masqueraded as a source.
+pub(crate) const MASQ_SRC: &str = "masq_src";
+
 fn add_sets(table: &mut Table, name: &str, nets: &[IpNet]) {
     for (family, digit) in [(Family::V4, '4'), (Family::V6, '6')] {
         table.sets.insert(format!("{name}{digit}").into(), Set::of_nets(family, nets));
     }
+}
+
+/// The name of the set of this kind for the networks of this one's family.
+pub(crate) fn set_for(name: &str, net: IpNet) -> Box<str> {
+    format!("{name}{}", if net.addr().is_ipv4() { '4' } else { '6' }).into()
 }
 
 fn in_set(end: End, name: &str) -> [(Family, Expr); 2] {
@@ -42,16 +52,16 @@ fn base(chain_type: ChainType, hook: Hook, priority: i32) -> Option<Base> {
 /// The table of this firewall.
 pub(crate) fn table(firewall: &Firewall) -> Table {
     let mut table = Table { name: TABLE_NAME.into(), ..Table::default() };
-    add_sets(&mut table, "except", &firewall.masquerade.except_destinations);
-    add_sets(&mut table, "masq_src", &firewall.masquerade.sources);
+    add_sets(&mut table, EXCEPT, &firewall.masquerade.except_destinations);
+    add_sets(&mut table, MASQ_SRC, &firewall.masquerade.sources);
     add_sets(&mut table, "masq_dst", &firewall.masquerade.destinations);
 
     let mut rules = Vec::new();
-    for (_, matches) in in_set(End::Destination, "except") {
+    for (_, matches) in in_set(End::Destination, EXCEPT) {
         let comment = "do not NAT packets to pods, nodes, peers and services";
         rules.push(Rule::new([matches, Expr::Verdict(Verdict::Return)], comment));
     }
-    let from = in_set(End::Source, "masq_src").map(|m| (m.1, "NAT packets from pods and peers"));
+    let from = in_set(End::Source, MASQ_SRC).map(|m| (m.1, "NAT packets from pods and peers"));
     let to = in_set(End::Destination, "masq_dst").map(|m| (m.1, "NAT packets to allowed location IPs"));
     for (matches, comment) in from.into_iter().chain(to) {
         rules.push(Rule::new([matches, Expr::Counter, Expr::Masquerade], comment));

@@ -52,6 +52,13 @@ impl IpRange {
         Family::of(self.first)
     }
 
+    /// The range with one more address at either end, where there is one.
+    pub fn widened(&self) -> Self {
+        let family = self.family();
+        let before = number(self.first).saturating_sub(1);
+        Self { first: address(family, before), last: self.after().unwrap_or(self.last) }
+    }
+
     /// The address after the last; `None` where the last is the highest there is.
     pub(crate) fn after(&self) -> Option<IpAddr> {
         let next = number(self.last).checked_add(1)?;
@@ -115,6 +122,55 @@ impl Ranges {
     /// The networks of one family among these, overlapping and adjacent ones made one.
     pub fn from_nets<'a>(family: Family, nets: impl IntoIterator<Item = &'a IpNet>) -> Self {
         Self::new(family, nets.into_iter().map(|&net| net.into()))
+    }
+
+    /// Puts a range of the same family in: it becomes one with those that it overlaps or adjoins.
+    pub fn add(&mut self, range: IpRange) {
+        let from = self.0.partition_point(|r| r.after().is_some_and(|after| after < range.first));
+        let to = self.0.partition_point(|r| range.after().is_none_or(|after| r.first <= after));
+        let met = self.0.get(from..to).unwrap_or_default();
+        let first = met.first().map_or(range.first, |r| r.first.min(range.first));
+        let last = met.last().map_or(range.last, |r| r.last.max(range.last));
+        self.0.splice(from..to.max(from), [IpRange { first, last }]);
+    }
+
+    /// Takes all addresses of a range of the same family out; what it overlaps in part is cut.
+    pub fn subtract(&mut self, range: IpRange) {
+        let places = self.meeting(range);
+        let met = self.0.get(places.clone()).unwrap_or_default();
+        let family = range.family();
+        let below = |r: &IpRange| Some((r.first, address(family, number(range.first).checked_sub(1)?)));
+        let above = |r: &IpRange| Some((range.after()?, r.last));
+        let left = met.first().and_then(below).and_then(|(first, last)| IpRange::new(first, last));
+        let right = met.last().and_then(above).and_then(|(first, last)| IpRange::new(first, last));
+        self.0.splice(places, left.into_iter().chain(right));
+    }
+
+    /// Takes a range out that is there in this very extent.
+    pub(crate) fn remove(&mut self, range: &IpRange) {
+        if let Ok(i) = self.0.binary_search(range) {
+            self.0.remove(i);
+        }
+    }
+
+    /// Those ranges, whole, that have an address in common with one of these extents.
+    pub fn within(&self, extents: &Self) -> Self {
+        let mut ranges: Vec<IpRange> = extents
+            .0
+            .iter()
+            .flat_map(|&e| self.0.get(self.meeting(e)).unwrap_or_default())
+            .copied()
+            .collect();
+        // One that reaches over the gap between two extents meets both.
+        ranges.dedup();
+        Self(ranges)
+    }
+
+    /// The places of the ranges that have an address in common with this one.
+    fn meeting(&self, range: IpRange) -> std::ops::Range<usize> {
+        let from = self.0.partition_point(|r| r.last < range.first);
+        let to = self.0.partition_point(|r| r.first <= range.last);
+        from..to.max(from)
     }
 
     /// Sorted, disjoint ranges as a set has them, neighbours left apart: they are removed as they were added.

@@ -17,6 +17,25 @@ pub struct Table {
     pub chains: BTreeMap<Box<str>, Chain>,
 }
 
+impl Table {
+    /// The table with these of its sets only, and of each only the ranges that meet one of these extents; no
+    /// chain. The difference of the parts of two tables that differ nowhere else is that of the tables.
+    pub fn part(&self, extents: &BTreeMap<Box<str>, Ranges>) -> Self {
+        Self {
+            name: self.name.clone(),
+            flags: self.flags,
+            sets: extents
+                .iter()
+                .filter_map(|(name, extents)| {
+                    let Set { key, ranges } = self.sets.get(name)?;
+                    Some((name.clone(), Set { key: *key, ranges: ranges.within(extents) }))
+                })
+                .collect(),
+            chains: BTreeMap::new(),
+        }
+    }
+}
+
 /// The type of a set's keys. Concatenations and maps will be further kinds of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetKey {

@@ -3,6 +3,9 @@
 
 use crate::{Base, Chain, IpRange, Ranges, Rule, Set, SetKey, Table};
 
+/// So many ranges are worked into a set one by one; more of them together with all that it has.
+const FEW: usize = 16;
+
 /// One change of a table. Its `Display` is a line that `nft -f` takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -181,13 +184,21 @@ impl Transaction {
             }
             Change::AddElements { set, ranges } => {
                 if let Some(Set { key: SetKey::Address(family), ranges: now }) = t.sets.get_mut(set) {
-                    *now = Ranges::new(*family, now.iter().chain(ranges).copied());
+                    if ranges.len() <= FEW {
+                        ranges.iter().filter(|r| r.family() == *family).for_each(|r| now.add(*r));
+                    } else {
+                        *now = Ranges::new(*family, now.iter().chain(ranges).copied());
+                    }
                 }
             }
             Change::DeleteElements { set, ranges } => {
-                if let Some(Set { key: SetKey::Address(family), ranges: now }) = t.sets.get_mut(set) {
-                    let gone = Ranges::new(*family, ranges.iter().copied());
-                    *now = Ranges::new(*family, now.missing_from(&gone));
+                if let Some(Set { key: SetKey::Address(_), ranges: now }) = t.sets.get_mut(set) {
+                    if ranges.len() <= FEW {
+                        ranges.iter().for_each(|r| now.remove(r));
+                    } else {
+                        let gone = Ranges::as_read(ranges.clone());
+                        *now = Ranges::as_read(now.missing_from(&gone));
+                    }
                 }
             }
             Change::AddChain { name, base } => {

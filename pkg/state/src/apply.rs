@@ -1,7 +1,11 @@
 //! What an operation does to the state it is carried out on: a model of the kernel, for fakes and properties.
 
+use std::ops::Range;
+
+use ipnet::IpNet;
 use kilo_wireguard::PublicKey;
 
+use crate::part::places;
 use crate::{Address, Dev, Device, DevicePeer, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL, Route};
 
 /// Carries out one operation on a state. Like the kernel it drops routes together with the address or link
@@ -57,14 +61,18 @@ pub fn apply(observed: &mut Observed, op: &Op) {
         }
         Op::AddRoute(route) => insert(&mut observed.routes, ours(*route)),
         Op::ReplaceRoute(route) => {
-            let same = |r: &ObservedRoute| (r.route.table, r.route.dst) == (route.table, route.dst);
-            let ours_there = observed.routes.iter().position(|r| same(r) && r.is_ours());
-            if let Some(i) = ours_there.or_else(|| observed.routes.iter().position(same)) {
-                observed.routes.remove(i);
+            let there = to_one_destination(observed, route);
+            let group = observed.routes.get(there.clone()).unwrap_or_default();
+            let ours_there = group.iter().position(ObservedRoute::is_ours);
+            if !group.is_empty() {
+                observed.routes.remove(there.start + ours_there.unwrap_or(0));
             }
             insert(&mut observed.routes, ours(*route));
         }
-        Op::DeleteRoute(route) => observed.routes.retain(|r| r.route != *route || !r.is_ours()),
+        Op::DeleteRoute(route) => {
+            let there = to_one_destination(observed, route);
+            observed.routes.extract_if(there, |r| r.route == *route && r.is_ours()).for_each(drop);
+        }
         Op::AddRule(rule) => insert(&mut observed.rules, *rule),
         Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
         Op::WriteCni(file) => observed.cni = Some(file.clone()),
@@ -76,6 +84,11 @@ fn insert<T: Ord>(list: &mut Vec<T>, item: T) {
     if let Err(at) = list.binary_search(&item) {
         list.insert(at, item);
     }
+}
+
+/// The places of the routes of this one's table and destination.
+fn to_one_destination(observed: &Observed, route: &Route) -> Range<usize> {
+    places(&observed.routes, |r| (r.route.table, r.route.dst).cmp(&(route.table, route.dst)))
 }
 
 fn ours(route: Route) -> ObservedRoute {
@@ -106,7 +119,9 @@ fn configure(device: &mut Device, op: &Op) {
         device.public_key = change.public_key.or(device.public_key);
         device.listen_port = change.listen_port.unwrap_or(device.listen_port);
     } else if let Op::RemovePeer(key) = op {
-        device.peers.retain(|peer| peer.public_key != *key);
+        if let Ok(i) = find(device, key) {
+            device.peers.remove(i);
+        }
     } else if let Op::AddPeer(peer) = op {
         take_ranges(device, &peer.public_key, &peer.allowed_ips);
         match find(device, &peer.public_key) {
@@ -132,8 +147,11 @@ fn find(device: &Device, key: &PublicKey) -> Result<usize, usize> {
 }
 
 /// Takes ranges from all peers but one.
-fn take_ranges(device: &mut Device, key: &PublicKey, ranges: &[ipnet::IpNet]) {
+fn take_ranges(device: &mut Device, key: &PublicKey, ranges: &[IpNet]) {
+    if ranges.is_empty() {
+        return;
+    }
     for peer in device.peers.iter_mut().filter(|peer| peer.public_key != *key) {
-        peer.allowed_ips.retain(|range| !ranges.contains(range));
+        peer.allowed_ips.retain(|range| ranges.binary_search(range).is_err());
     }
 }

@@ -10,6 +10,7 @@ mod device;
 mod diff;
 mod merge;
 mod op;
+mod part;
 mod peers;
 mod routes;
 mod text;
@@ -19,6 +20,7 @@ pub use apply::apply;
 pub use device::{Device, DevicePeer, PeerChange};
 pub use diff::diff;
 pub use op::{DeviceChange, Op, Stage};
+pub use part::{Touched, diff_touched};
 pub use text::{Names, OpText, names};
 pub use types::{
     Address, CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, MAIN_TABLE, Observed, ObservedLink,

@@ -47,9 +47,11 @@ fn one_destination(want: &Route, group: &[ObservedRoute], lost: &[Address], ops:
     let is_there = group.iter().any(right);
     // Of several wrong ones of ours the first is replaced.
     let spare = usize::from(!is_there);
-    let wrong = group.iter().filter(|r| r.is_ours() && !right(r)).skip(spare);
-    ops.delete.extend(wrong.map(|r| Op::DeleteRoute(r.route)));
-    if !is_there || lost.iter().any(|address| goes_with(want, address)) {
+    let wrong = || group.iter().filter(|r| r.is_ours() && !right(r)).skip(spare);
+    ops.delete.extend(wrong().map(|r| Op::DeleteRoute(r.route)));
+    // What differs by its protocol alone takes the right one along when it goes.
+    let alike = wrong().any(|r| r.route == *want);
+    if !is_there || alike || lost.iter().any(|address| goes_with(want, address)) {
         ops.set.push(Op::ReplaceRoute(*want));
     }
 }

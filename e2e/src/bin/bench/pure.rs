@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use kilo_mesh::{Config, Granularity, Node, Outcome, Peer, plan};
-use kilo_state::{Desired, Observed, apply, diff};
+use anyhow::{Context as _, Result, ensure};
+use kilo_mesh::{Config, Facts, Granularity, Node, Outcome, Peer, PeerChange, PeerObject, Planner, plan};
+use kilo_state::{Desired, Observed, apply, diff, diff_touched};
 use kilo_testkit::{cluster, peer};
 
 use crate::figures::Figure;
@@ -14,19 +14,48 @@ use crate::process::{cpu, forget_peak, memory_of};
 const LIMIT: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
 
+/// Wall and CPU times of several rounds, in milliseconds.
+#[derive(Default)]
+struct Times {
+    walls: Vec<f64>,
+    cpus: Vec<f64>,
+}
+
+impl Times {
+    /// One more round.
+    fn of<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        (self.walls.push(0.0), self.cpus.push(0.0));
+        self.and(work)
+    }
+
+    /// More work of the last round.
+    fn and<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let (wall, before) = (Instant::now(), cpu());
+        let result = work();
+        let (wall, cpu) = (wall.elapsed(), cpu() - before);
+        if let (Some(walls), Some(cpus)) = (self.walls.last_mut(), self.cpus.last_mut()) {
+            *walls += wall.as_secs_f64() * 1e3;
+            *cpus += cpu.as_secs_f64() * 1e3;
+        }
+        result
+    }
+
+    /// Those of the middle round.
+    fn middle(mut self) -> (f64, f64) {
+        self.walls.sort_by(f64::total_cmp);
+        self.cpus.sort_by(f64::total_cmp);
+        (self.walls[self.walls.len() / 2], self.cpus[self.cpus.len() / 2])
+    }
+}
+
 /// Wall and CPU time of the middle round, in milliseconds.
 fn median(mut work: impl FnMut()) -> (f64, f64) {
-    let (mut walls, mut cpus) = (Vec::new(), Vec::new());
+    let mut times = Times::default();
     let begin = Instant::now();
-    while walls.len() < ROUNDS || (begin.elapsed() < LIMIT && walls.len() < 200) {
-        let (wall, before) = (Instant::now(), cpu());
-        work();
-        walls.push(wall.elapsed().as_secs_f64() * 1e3);
-        cpus.push((cpu() - before).as_secs_f64() * 1e3);
+    while times.walls.len() < ROUNDS || (begin.elapsed() < LIMIT && times.walls.len() < 200) {
+        times.of(&mut work);
     }
-    walls.sort_by(f64::total_cmp);
-    cpus.sort_by(f64::total_cmp);
-    (walls[walls.len() / 2], cpus[cpus.len() / 2])
+    times.middle()
 }
 
 /// The kernel after everything that is wanted was done.
@@ -47,7 +76,7 @@ pub fn measure(nodes: usize, peers: usize, granularity: &str) -> Result<Vec<Figu
     let facts = objects.facts();
     let label = config.topology_label.clone();
     let read: Vec<Node> = objects.nodes.iter().map(|object| Node::from_object(object, &label).0).collect();
-    let mut read_peers: Vec<Peer> = objects.peers.iter().map(|object| Peer::from_object(object).0).collect();
+    let read_peers: Vec<Peer> = objects.peers.iter().map(|object| Peer::from_object(object).0).collect();
     let nodes_by_ref: Vec<&Node> = read.iter().collect();
 
     forget_peak()?;
@@ -91,15 +120,77 @@ pub fn measure(nodes: usize, peers: usize, granularity: &str) -> Result<Vec<Figu
         let mut changed = peer(peers / 2);
         changed.spec.persistent_keepalive = Some(25);
         changed.spec.allowed_ips = vec!["10.99.0.1/32".to_owned()];
-        read_peers[peers / 2] = Peer::from_object(&changed).0;
-        let mut ops = 0;
-        let (wall, cpu) = median(|| {
-            let plan = plan(&config, &nodes_by_ref, &read_peers.iter().collect::<Vec<_>>(), &facts);
-            ops = plan.mesh.map_or(0, |mesh| diff(&mesh.desired, &observed).len());
-        });
-        figures.push(Figure::new(format!("{name}/one-peer-changed/wall-ms"), wall));
-        figures.push(Figure::new(format!("{name}/one-peer-changed/cpu-ms"), cpu));
-        figures.push(Figure::new(format!("{name}/one-peer-changed/operations"), ops as f64));
+        let follower = Follower { config, nodes: nodes_by_ref, facts, peers: &read_peers };
+        let objects = [peer(peers / 2), changed];
+        let at = &format!("{name}/one-peer-changed");
+        figures.extend(follower.measure(at, [Some(&objects[0]), Some(&objects[1])])?);
+        let at = &format!("{name}/one-peer-added-or-removed");
+        figures.extend(follower.measure(at, [None, Some(&peer(peers))])?);
     }
     Ok(figures)
+}
+
+/// A cluster in which one Peer changes to and fro.
+struct Follower<'a> {
+    config: Config,
+    nodes: Vec<&'a Node>,
+    facts: Facts,
+    peers: &'a [Peer],
+}
+
+impl Follower<'_> {
+    /// From the object of an event to the operations: by a whole plan, and by following this one Peer.
+    fn measure(&self, name: &str, objects: [Option<&PeerObject>; 2]) -> Result<Vec<Figure>> {
+        let Some(of_name) = objects.iter().flatten().next().map(|object| object.metadata.name.as_str())
+        else {
+            anyhow::bail!("a change of nothing");
+        };
+        let read = |turn: usize| objects[turn % 2].map(|object| Peer::from_object(object).0);
+        let others: Vec<&Peer> = self.peers.iter().filter(|peer| *peer.name != *of_name).collect();
+        let with = |peer: Option<&Peer>| {
+            let mut all = others.clone();
+            all.extend(peer);
+            Planner::new(&self.config, &self.nodes, &all, &self.facts)
+        };
+        let of =
+            |plan: &Planner| plan.plan().mesh.as_ref().map(|mesh| mesh.desired.clone()).context("a mesh");
+
+        let mut now = read(0);
+        let mut planner = with(now.as_ref());
+        let mut observed = carried_out(&of(&planner)?);
+        let (mut whole, mut followed) = (Times::default(), Times::default());
+        let mut count = 0;
+        let begin = Instant::now();
+        for turn in 1.. {
+            if begin.elapsed() > LIMIT && turn > ROUNDS {
+                break;
+            }
+            let (next, made) = whole.of(|| {
+                let next = read(turn);
+                let made = with(next.as_ref());
+                let ops = made.plan().mesh.as_ref().map(|mesh| diff(&mesh.desired, &observed));
+                (next, (made, ops.unwrap_or_default()))
+            });
+            let change = PeerChange { old: now.as_ref(), new: next.as_ref() };
+            let (after, ops) = followed.of(|| {
+                read(turn);
+                let (after, touched) = planner.change(&self.config, &self.facts, &[change])?;
+                let desired = after.plan().mesh.as_ref().map(|mesh| &mesh.desired).context("a mesh")?;
+                let ops = diff_touched(desired, &observed, &touched);
+                anyhow::Ok((after, ops))
+            })?;
+            ensure!(ops == made.1, "{name}: other operations than of a whole plan");
+            ensure!(after.plan() == made.0.plan(), "{name}: another plan than the whole one");
+            count = ops.len();
+            followed.and(|| ops.iter().for_each(|op| apply(&mut observed, op)));
+            (planner, now) = (after, next);
+        }
+        let (wall, cpu) = followed.middle();
+        Ok(vec![
+            Figure::new(format!("{name}/wall-ms"), wall),
+            Figure::new(format!("{name}/cpu-ms"), cpu),
+            Figure::new(format!("{name}/operations"), count as f64),
+            Figure::new(format!("{name}/whole-plan/cpu-ms"), whole.middle().1),
+        ])
+    }
 }

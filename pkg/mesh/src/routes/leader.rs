@@ -25,7 +25,7 @@ impl Builder<'_> {
             let ranges = segment.allowed_location_ips.iter().map(|net| net.trunc());
             self.out.routes.extend(ranges.map(|dst| over_wireguard(dst, via, src)));
         }
-        self.out.routes.extend(t.peer_ranges.iter().map(|&dst| over_wireguard(dst, None, src)));
+        self.out.routes.extend(t.peer_ranges.iter().filter_map(|&dst| t.route_to_peer(self.inside, dst)));
     }
 
     fn own_segment(&mut self) {

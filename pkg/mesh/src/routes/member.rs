@@ -8,7 +8,7 @@ impl Builder<'_> {
         let t = self.topology;
         self.out.routes.reserve(t.members.len() * 2 + t.segments.len() + t.peer_ranges.len());
         let own = self.private_addr();
-        let leader = t.leader_of(t.local_segment()).and_then(|n| self.inside.encapsulator.gateway(n));
+        let leader = t.gateway_to_leader(self.inside);
         for (i, segment) in t.segments.iter().enumerate() {
             self.inside_location(parse::one(segment.wireguard_ip), leader);
             if i == t.local_segment {
@@ -30,8 +30,6 @@ impl Builder<'_> {
                 self.inside_location(dst.trunc(), leader);
             }
         }
-        for &dst in &t.peer_ranges {
-            self.inside_location(dst, leader);
-        }
+        self.out.routes.extend(t.peer_ranges.iter().filter_map(|&dst| t.route_to_peer(self.inside, dst)));
     }
 }

@@ -83,6 +83,45 @@ impl Topology {
         rules.dedup();
         Routing { routes: sorted(&routes), rules }
     }
+
+    /// The local node's route to a range of a Peer. A node that does not lead has none where its leader has no
+    /// address of the range's family.
+    pub(crate) fn route_to_peer(&self, inside: Inside, dst: IpNet) -> Option<Route> {
+        if self.leader {
+            Some(over_wireguard(dst, None, self.private_addr()))
+        } else {
+            self.route_inside(inside, dst, self.gateway_to_leader(inside))
+        }
+    }
+
+    fn gateway_to_leader(&self, inside: Inside) -> Option<IpAddr> {
+        self.leader_of(self.local_segment()).and_then(|node| inside.encapsulator.gateway(node))
+    }
+
+    fn private_addr(&self) -> Option<IpAddr> {
+        self.private_ip.map(|n| n.addr())
+    }
+
+    /// Whether the tunnel carries packets to this address of the own location.
+    fn tunnelled(&self, inside: Inside, to: IpAddr) -> bool {
+        match inside.strategy {
+            Encapsulate::Never => false,
+            Encapsulate::Always => true,
+            Encapsulate::CrossSubnet => !self.private_ip.is_some_and(|net| net.contains(&to)),
+        }
+    }
+
+    /// A route over the private network or the tunnel. Without a gateway of the destination's family there is
+    /// no such route.
+    fn route_inside(&self, inside: Inside, dst: IpNet, gateway: Option<IpAddr>) -> Option<Route> {
+        let via = gateway.filter(|ip| parse::same_family(*ip, dst.addr()))?;
+        let (dev, src) = if self.tunnelled(inside, via) {
+            (Dev::Tunnel, self.private_addr().filter(|ip| parse::same_family(*ip, via)))
+        } else {
+            (Dev::Private, None)
+        };
+        Some(Route { table: MAIN_TABLE, dst, dev, via: Some(via), src, onlink: true })
+    }
 }
 
 /// The routes in their order, each once.
@@ -120,28 +159,15 @@ fn over_wireguard(dst: IpNet, via: Option<IpAddr>, src: Option<IpAddr>) -> Route
 
 impl Builder<'_> {
     fn private_addr(&self) -> Option<IpAddr> {
-        self.topology.private_ip.map(|n| n.addr())
+        self.topology.private_addr()
     }
 
-    /// Whether the tunnel carries packets to this address of the own location.
     fn tunnelled(&self, to: IpAddr) -> bool {
-        match self.inside.strategy {
-            Encapsulate::Never => false,
-            Encapsulate::Always => true,
-            Encapsulate::CrossSubnet => !self.topology.private_ip.is_some_and(|net| net.contains(&to)),
-        }
+        self.topology.tunnelled(self.inside, to)
     }
 
-    /// Routes `dst` over the private network or the tunnel. Without a gateway of the destination's family
-    /// there is no such route.
     fn inside_location(&mut self, dst: IpNet, gateway: Option<IpAddr>) {
-        let Some(via) = gateway.filter(|ip| parse::same_family(*ip, dst.addr())) else { return };
-        let (dev, src) = if self.tunnelled(via) {
-            (Dev::Tunnel, self.private_addr().filter(|ip| parse::same_family(*ip, via)))
-        } else {
-            (Dev::Private, None)
-        };
-        self.out.routes.push(Route { table: MAIN_TABLE, dst, dev, via: Some(via), src, onlink: true });
+        self.out.routes.extend(self.topology.route_inside(self.inside, dst, gateway));
     }
 
     /// Routes a private address over the tunnel in Kilo's own table.

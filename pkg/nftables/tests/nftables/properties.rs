@@ -1,8 +1,11 @@
 //! What holds of any two tables.
 
-use crate::random::any_table;
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::random::{any_net, any_nets, any_table};
 use crate::table::{net, range};
-use kilo_nftables::{Change, Dump, Family, Ranges, diff};
+use ipnet::IpNet;
+use kilo_nftables::{Change, Dump, Family, IpRange, Ranges, diff};
 use proptest::prelude::*;
 
 proptest! {
@@ -15,6 +18,35 @@ proptest! {
         let reached = transaction.apply(a);
         prop_assert_eq!(&reached, &b);
         prop_assert_eq!(diff(reached.as_ref(), b.as_ref()), None);
+    }
+
+    /// One range in or out gives what all addresses together give, and nothing changes far from it.
+    #[test]
+    fn single_ranges_are_worked_in(nets in any_nets(), net in any_net(Family::V4), wider in any_net(Family::V4)) {
+        let before = Ranges::from_nets(Family::V4, &nets);
+        let range = IpRange::from(net);
+        let (mut with, mut without) = (before.clone(), before.clone());
+        with.add(range);
+        let more: Vec<IpNet> = nets.iter().chain([&net]).copied().collect();
+        prop_assert_eq!(&with, &Ranges::from_nets(Family::V4, &more));
+        without.subtract(range);
+        for address in (0..1024).map(|n| IpAddr::from(Ipv4Addr::from((10 << 24) + n))) {
+            let has = |ranges: &Ranges| ranges.iter().any(|r| r.first() <= address && address <= r.last());
+            prop_assert_eq!(has(&without), has(&before) && !net.contains(&address), "{}", address);
+        }
+        prop_assert!(without.iter().zip(without.iter().skip(1)).all(|(a, b)| a.last() < b.first()));
+        let mut extents = Ranges::default();
+        extents.add(range.widened());
+        for after in [&with, &without] {
+            let gone = before.iter().filter(|r| !after.iter().any(|other| other == *r));
+            prop_assert!(gone.clone().all(|r| before.within(&extents).iter().any(|near| near == r)));
+            let come = after.iter().filter(|r| !before.iter().any(|other| other == *r));
+            prop_assert!(come.clone().all(|r| after.within(&extents).iter().any(|near| near == r)));
+        }
+        extents.add(IpRange::from(wider));
+        let meets = |r: &&IpRange| extents.iter().any(|e| r.first() <= e.last() && e.first() <= r.last());
+        let near: Vec<_> = before.iter().filter(meets).copied().collect();
+        prop_assert_eq!(before.within(&extents).iter().copied().collect::<Vec<_>>(), near);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use crate::table::{link, net};
 
-fn any_net(family: Family) -> BoxedStrategy<IpNet> {
+pub fn any_net(family: Family) -> BoxedStrategy<IpNet> {
     match family {
         // Few addresses, so that ranges meet.
         Family::V4 => (0u32..512, 20u8..=32)
@@ -25,6 +25,11 @@ fn any_net(family: Family) -> BoxedStrategy<IpNet> {
             })
             .boxed(),
     }
+}
+
+/// Networks of IPv4 that meet.
+pub fn any_nets() -> impl Strategy<Value = Vec<IpNet>> {
+    vec(any_net(Family::V4), 0..12)
 }
 
 fn any_family() -> impl Strategy<Value = Family> {

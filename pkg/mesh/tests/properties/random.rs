@@ -1,9 +1,5 @@
-//! What holds for plans of any objects: the order of the input does not matter, nothing panics, and a host
-//! can have what is desired.
+//! Random settings, objects and facts out of few keys, names and addresses, so that they meet.
 
-use std::collections::BTreeSet;
-
-use ipnet::IpNet;
 use kilo_mesh::{
     Compatibility, Config, DeviceFact, Encapsulate, Facts, Granularity, HostFacts, Metadata, Node,
     NodeObject, NodeSpec, PREFIX, Peer, PeerEndpoint, PeerObject, PeerSpec, Plan, plan,
@@ -11,14 +7,14 @@ use kilo_mesh::{
 use kilo_wireguard::PublicKey;
 use proptest::prelude::*;
 
-const NOW: u64 = 1_767_225_600;
+pub const NOW: u64 = 1_767_225_600;
 
-fn key(n: u8) -> PublicKey {
+pub fn key(n: u8) -> PublicKey {
     PublicKey::from_bytes([n.max(1); 32])
 }
 
 /// Values that make sense, from so few that they collide, and some that make none.
-fn address() -> impl Strategy<Value = String> {
+pub fn address() -> impl Strategy<Value = String> {
     prop_oneof![
         (0..4_u8, 1..4_u8).prop_map(|(a, b)| format!("10.0.{a}.{b}")),
         (1..4_u8).prop_map(|b| format!("203.0.113.{b}")),
@@ -27,7 +23,7 @@ fn address() -> impl Strategy<Value = String> {
     ]
 }
 
-fn range() -> impl Strategy<Value = String> {
+pub fn range() -> impl Strategy<Value = String> {
     prop_oneof![
         8 => (address(), 0..=128_u8).prop_map(|(ip, len)| format!("{ip}/{len}")),
         4 => address().prop_map(|ip| if ip.contains(':') { format!("{ip}/128") } else { format!("{ip}/32") }),
@@ -69,7 +65,7 @@ fn annotation() -> impl Strategy<Value = (String, String)> {
     ]
 }
 
-fn node(i: usize) -> impl Strategy<Value = NodeObject> {
+pub fn node(i: usize) -> impl Strategy<Value = NodeObject> {
     let basics =
         (endpoint(), range(), 1..12_u8, 0..3_u8, pods(), prop::collection::vec(pods(), 0..3), 0..70_u64);
     (basics, prop::collection::vec(annotation(), 0..4)).prop_map(move |(basics, more)| {
@@ -93,7 +89,7 @@ fn node(i: usize) -> impl Strategy<Value = NodeObject> {
     })
 }
 
-fn peer(i: usize) -> impl Strategy<Value = PeerObject> {
+pub fn peer(i: usize) -> impl Strategy<Value = PeerObject> {
     let endpoint = prop::option::of((address(), -1..70_000_i64));
     (1..16_u8, prop::collection::vec(range(), 0..4), endpoint, prop::option::of(-2..70_000_i64), 0..3_u8)
         .prop_map(move |(k, allowed_ips, endpoint, persistent_keepalive, created)| PeerObject {
@@ -115,7 +111,7 @@ fn peer(i: usize) -> impl Strategy<Value = PeerObject> {
         })
 }
 
-fn config() -> impl Strategy<Value = Config> {
+pub fn config() -> impl Strategy<Value = Config> {
     (
         any::<[bool; 5]>(),
         0..3_u8,
@@ -140,7 +136,7 @@ fn config() -> impl Strategy<Value = Config> {
         })
 }
 
-fn facts() -> impl Strategy<Value = Facts> {
+pub fn facts() -> impl Strategy<Value = Facts> {
     let tri = || prop::option::of(any::<bool>());
     let device = prop::collection::vec((1..16_u8, endpoint(), 0..200_u64), 0..6);
     (prop::option::of(1..12_u8), prop::option::of(range()), tri(), tri(), tri(), device).prop_map(
@@ -168,106 +164,12 @@ fn facts() -> impl Strategy<Value = Facts> {
     )
 }
 
-fn objects() -> impl Strategy<Value = (Vec<NodeObject>, Vec<PeerObject>)> {
+pub fn objects() -> impl Strategy<Value = (Vec<NodeObject>, Vec<PeerObject>)> {
     let nodes = (1..6_usize).prop_flat_map(|n| (0..n).map(node).collect::<Vec<_>>());
     let peers = (0..6_usize).prop_flat_map(|n| (0..n).map(peer).collect::<Vec<_>>());
     (nodes, peers)
 }
 
-fn make(config: &Config, nodes: &[Node], peers: &[Peer], facts: &Facts) -> Plan {
+pub fn make(config: &Config, nodes: &[Node], peers: &[Peer], facts: &Facts) -> Plan {
     plan(config, &nodes.iter().collect::<Vec<_>>(), &peers.iter().collect::<Vec<_>>(), facts)
-}
-
-fn ascending<T: Ord>(list: &[T]) -> bool {
-    list.windows(2).all(|w| w[0] < w[1])
-}
-
-/// The kernel takes it as it is, and reading it back gives the same.
-fn check_possible(plan: &Plan) {
-    let Some(mesh) = &plan.mesh else { return };
-    let d = &mesh.desired;
-    assert!(ascending(&d.routes) && ascending(&d.rules), "{:?} {:?}", d.routes, d.rules);
-    let mut identities = BTreeSet::new();
-    for r in &d.routes {
-        assert!(identities.insert((r.table, r.dst)), "twice: {r:?}");
-        assert_eq!(r.dst, r.dst.trunc());
-        assert!(r.via.into_iter().chain(r.src).all(|ip| ip.is_ipv4() == r.dst.addr().is_ipv4()), "{r:?}");
-        assert!(!r.onlink || r.via.is_some(), "{r:?}");
-    }
-    for r in &d.rules {
-        assert!(r.src.is_none_or(|s| s.addr().is_ipv4() == r.dst.addr().is_ipv4()), "{r:?}");
-    }
-    let device = d.device.as_ref().expect("a device");
-    assert!(ascending(&device.peers.iter().map(|p| p.public_key).collect::<Vec<_>>()));
-    let mut ranges = BTreeSet::new();
-    for p in &device.peers {
-        assert!(ascending(&p.allowed_ips));
-        for net in &p.allowed_ips {
-            assert_eq!(*net, net.trunc());
-            assert!(ranges.insert(*net), "{net} is with two peers");
-        }
-    }
-    let up = d.links.iter().any(|l| l.dev == kilo_state::Dev::WireGuard && l.up);
-    assert_eq!(up, mesh.topology.leader);
-    assert!(up || device.peers.is_empty());
-}
-
-/// No Peer has a range within one of a node's.
-fn check_claims(plan: &Plan, nodes: &[Node]) {
-    let Some(mesh) = &plan.mesh else { return };
-    let mut owned: Vec<IpNet> = nodes.iter().flat_map(|n| n.subnets().collect::<Vec<_>>()).collect();
-    owned.extend(mesh.topology.segments.iter().map(|s| IpNet::from(s.wireguard_ip)));
-    for net in mesh.topology.peer_ranges() {
-        assert!(!owned.iter().any(|o| o.contains(net)), "{net} belongs to a node");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn plans_do_not_depend_on_the_order_of_objects(
-        config in config(),
-        (nodes, peers) in objects(),
-        facts in facts(),
-        turn in 0..6_usize,
-    ) {
-        let nodes: Vec<Node> = nodes.iter().map(|o| Node::from_object(o, "region").0).collect();
-        let peers: Vec<Peer> = peers.iter().map(|o| Peer::from_object(o).0).collect();
-        let first = make(&config, &nodes, &peers, &facts);
-        check_possible(&first);
-        check_claims(&first, &nodes);
-        let (mut nodes, mut peers, mut facts) = (nodes, peers, facts);
-        let by = |len: usize| if len == 0 { 0 } else { turn % len };
-        let (n, p) = (by(nodes.len()), by(peers.len()));
-        nodes.rotate_left(n);
-        peers.rotate_left(p);
-        peers.reverse();
-        facts.host.device.sort_by_key(|p| p.public_key);
-        let mut again = make(&config, &nodes, &peers, &facts);
-        // Where a device has a key twice in the made-up facts, either may count.
-        let keys: BTreeSet<_> = facts.host.device.iter().map(|p| p.public_key).collect();
-        if keys.len() == facts.host.device.len() {
-            prop_assert_eq!(format!("{first:?}"), format!("{again:?}"));
-            again = make(&config, &nodes, &peers, &facts);
-            prop_assert_eq!(first, again);
-        }
-    }
-
-    #[test]
-    fn any_annotation_is_understood_or_reported(name in "[a-z-]{1,24}", value in ".{0,64}") {
-        for name in kilo_mesh::WRITTEN.iter().map(|n| (*n).to_owned()).chain([
-            name, "force-endpoint".into(), "force-internal-ip".into(), "allowed-location-ips".into(), "persistent-keepalive".into(),
-        ]) {
-            let metadata = Metadata {
-                name: "n0".into(),
-                annotations: [(format!("{PREFIX}{name}"), value.clone())].into(),
-                ..Metadata::default()
-            };
-            let object = NodeObject { metadata, spec: NodeSpec { pod_cidr: value.clone(), pod_cidrs: vec![value.clone()] } };
-            let (node, findings) = Node::from_object(&object, &name);
-            prop_assert!(node.subnet.is_some() || findings.iter().any(|f| f.field == "spec.podCIDR"));
-            make(&Config { hostname: "n0".into(), ..Config::default() }, &[node], &[], &Facts::default());
-        }
-    }
 }

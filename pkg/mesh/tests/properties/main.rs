@@ -1,0 +1,5 @@
+//! What holds of plans of any objects.
+
+mod planner;
+mod plans;
+mod random;
