@@ -10,5 +10,6 @@ kilo_e2e::test_files! {
     mesh_crowd,
     mesh_place,
     runner,
+    taking_over,
     world,
 }

@@ -16,6 +16,7 @@ mod place;
 mod reach;
 mod state_dir;
 mod traveller;
+mod upstream;
 mod whole;
 
 pub use agent::Agent;
@@ -26,4 +27,5 @@ pub use place::{Node, Place};
 pub use reach::{Cell, Host, Reach};
 pub use state_dir::StateDir;
 pub use traveller::Traveller;
+pub use upstream::{Iptables, add_others, dress, survey};
 pub use whole::Mesh;

@@ -375,7 +375,8 @@ impl<B: Backend, H: Host> Agent<B, H> {
     fn write_node(&mut self, plan: &Plan) {
         let name = &self.settings.config.hostname;
         let Some(object) = self.store.node_object(name) else { return };
-        let (patch, event) = annotations::patch(&object.metadata.annotations, &plan.annotations);
+        let (patch, event) =
+            annotations::patch(&object.metadata.annotations, &plan.annotations, &plan.withdrawn);
         let Some(event) = event.or_else(|| self.write.check_in_due().then_some(ErrorEvent::CheckIn)) else {
             return;
         };

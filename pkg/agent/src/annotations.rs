@@ -20,11 +20,12 @@ const HURRIED: Duration = Duration::from_secs(5);
 const REMOVED: [&str; 7] =
     ["endpoint", "internal-ip", "key", "last-seen", "wireguard-ip", "discovered-endpoints", "granularity"];
 
-/// What of `wanted` differs from what is there, time included, and the event it is written for: `None` when
-/// only the time differs. `{}` and an empty text both say that there is nothing.
+/// What of `wanted` differs from what is there, time included, what of `withdrawn` is there, and the event it is
+/// written for: `None` when only the time differs. `{}` and an empty text both say that there is nothing.
 pub(crate) fn patch(
     have: &BTreeMap<String, String>,
     wanted: &BTreeMap<String, String>,
+    withdrawn: &[String],
 ) -> (NodePatch, Option<ErrorEvent>) {
     let none = |text: Option<&String>| text.is_none_or(|t| t.is_empty() || t == "{}");
     let last_seen = format!("{PREFIX}last-seen");
@@ -32,11 +33,12 @@ pub(crate) fn patch(
         Some(old) => old != value && !(none(Some(old)) && none(Some(value))),
         None => true,
     };
-    let patch: NodePatch = wanted
+    let mut patch: NodePatch = wanted
         .iter()
         .filter(|(key, value)| key.starts_with(PREFIX) && changed(key, value))
         .map(|(key, value)| (key.clone(), Some(value.clone())))
         .collect();
+    patch.extend(withdrawn.iter().filter(|key| have.contains_key(*key)).map(|key| (key.clone(), None)));
     let event = patch.keys().any(|key| *key != last_seen).then_some(ErrorEvent::Local);
     (patch, event)
 }
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn time_alone_is_no_reason_to_write() {
         let (patch, event) =
-            patch(&map(&[("key", "k"), ("last-seen", "1")]), &map(&[("key", "k"), ("last-seen", "2")]));
+            patch(&map(&[("key", "k"), ("last-seen", "1")]), &map(&[("key", "k"), ("last-seen", "2")]), &[]);
         assert_eq!(patch.len(), 1);
         assert_eq!(event, None);
     }
@@ -173,6 +175,7 @@ mod tests {
         let (patch, event) = patch(
             &map(&[("wireguard-ip", ""), ("discovered-endpoints", ""), ("last-seen", "1")]),
             &map(&[("wireguard-ip", "10.4.0.1/16"), ("discovered-endpoints", "{}"), ("last-seen", "2")]),
+            &[],
         );
         let keys: Vec<_> = patch.keys().map(|k| k.trim_start_matches(PREFIX)).collect();
         assert_eq!(keys, ["last-seen", "wireguard-ip"]);
@@ -181,7 +184,17 @@ mod tests {
 
     #[test]
     fn an_absent_annotation_is_written_even_when_empty() {
-        assert_eq!(patch(&map(&[]), &map(&[("cni-compatibility-ip", "")])).0.len(), 1);
+        assert_eq!(patch(&map(&[]), &map(&[("cni-compatibility-ip", "")]), &[]).0.len(), 1);
+    }
+
+    #[test]
+    fn a_withdrawn_annotation_is_removed_once() {
+        let gone = [format!("{PREFIX}cilium-internal-ip")];
+        let have = map(&[("cilium-internal-ip", "10.0.1.7"), ("last-seen", "1")]);
+        let (removal, event) = patch(&have, &map(&[("last-seen", "1")]), &gone);
+        assert_eq!(removal.into_iter().collect::<Vec<_>>(), [(gone[0].clone(), None)]);
+        assert_eq!(event, Some(ErrorEvent::Local));
+        assert_eq!(patch(&map(&[]), &map(&[]), &gone), (NodePatch::new(), None));
     }
 
     #[test]

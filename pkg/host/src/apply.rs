@@ -13,10 +13,13 @@ use crate::netlink::rule::KernelRule;
 use crate::netlink::socket::Refused;
 use crate::netlink::{address, link, nftables, route, rule};
 use crate::observe::Roles;
-use crate::{cni, iptables_forward, sysctl};
+use crate::{cni, iptables_forward, leftovers, sysctl};
 
 /// What the kernel without IPIP says, in words that help.
 const NO_IPIP: &str = "the kernel has no IPIP tunnels (module \"ipip\"); use --encapsulate=never, or load it";
+
+/// What [`Op::RemoveChain`] is about.
+const NAMES: &str = "the iptables chains of another Kilo";
 
 /// Operations that are carried out together.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,7 @@ fn group(op: &Op) -> Group {
         | Op::AddRule(_)
         | Op::DeleteRule(_)
         | Op::DeleteLink { .. }
+        | Op::RemoveChain { .. }
         | Op::WriteCni(_) => Group::Single,
     }
 }
@@ -62,12 +66,20 @@ impl LinuxHost {
                 return ops.iter().map(failed).collect();
             }
         };
+        let mut firewall = true;
         for run in ops.chunk_by(|a, b| group(a) == group(b) && group(a) != Group::Single) {
             match (group(&run[0]), &run[0]) {
                 (Group::Routes, _) => answers.extend(self.change_routes(&roles, run)),
                 (Group::Peers, _) => answers.extend(self.wireguard.apply_peers(run).await),
+                (Group::Single, Op::RemoveChain { .. }) if !firewall => {
+                    answers.push(Err(retry(
+                        format!("removing {NAMES}"),
+                        "ours could not be put in their place",
+                    )));
+                }
                 (Group::Single, op) => {
                     let answer = self.one(&roles, op).await;
+                    firewall &= answer.is_ok() || !matches!(op, Op::Nftables(_));
                     if let Op::CreateLink { .. } | Op::DeleteLink { .. } = op
                         && let Ok(now) = self.current_roles()
                     {
@@ -179,6 +191,8 @@ impl LinuxHost {
                 None => self.delete_rule_of_missing_link(roles, rule),
             },
             Op::DeleteLink { dev, name } => self.delete_link(roles, *dev, name).await,
+            Op::RemoveChain { ipv6, chain } => leftovers::remove(&mut self.nftables, *ipv6, *chain)
+                .map_err(refused(format!("removing {NAMES}"))),
             Op::WriteCni(file) => cni::write(file).map_err(|why| {
                 retry(format!("writing pod ranges into {}", Path::new(&*file.path).display()), why)
             }),

@@ -2,16 +2,16 @@
 
 use ipnet::IpNet;
 use kilo_agent::{DiscoverConfig, HostError};
-use kilo_mesh::{Compatibility, HostFacts, Interfaces};
+use kilo_mesh::{Compatibility, HostFacts, Interfaces, LegacyTable};
 use rustix::io::Errno;
 
 use crate::discover::{Listing, discover};
 use crate::error::{refused, retry};
 use crate::host::{LinuxHost, can_use_ipv6, has_ipv6, tunnel_names};
-use crate::iptables_forward;
 use crate::netlink::link::LinkState;
 use crate::netlink::{address, link, route};
 use crate::resolve::{HOSTNAME, resolve};
+use crate::{iptables_forward, iptables_legacy};
 
 /// The bridge of Kilo's CNI configuration.
 const POD_BRIDGE: &str = "kube-bridge";
@@ -91,9 +91,19 @@ impl LinuxHost {
             ipv6: Some(can_use_ipv6()),
             legacy_filter_v4: self.config.forward_rules && iptables_forward::has_legacy_filter(false),
             legacy_filter_v6: self.config.forward_rules && iptables_forward::has_legacy_filter(true),
+            legacy_leftovers: self.legacy_leftovers(),
             device: device.map(|(_, facts)| facts).unwrap_or_default(),
             ..HostFacts::default()
         })
+    }
+
+    /// What an upstream agent left in iptables-legacy. Where nothing was found it is not looked for again: only
+    /// an agent that runs beside this one could have put it there.
+    fn legacy_leftovers(&mut self) -> Vec<LegacyTable> {
+        if self.legacy.as_ref().is_none_or(|found| !found.is_empty()) {
+            self.legacy = Some(iptables_legacy::leftovers());
+        }
+        self.legacy.clone().unwrap_or_default()
     }
 
     /// The link of the first default route. The routes are read when they may have changed.

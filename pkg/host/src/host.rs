@@ -4,12 +4,13 @@
 use std::net::IpAddr;
 
 use kilo_agent::{DiscoverConfig, Host, HostError, HostEvent};
-use kilo_mesh::{Compatibility, HostFacts};
+use kilo_mesh::{Compatibility, HostFacts, LegacyTable};
 use kilo_state::{Observed, Op};
 use kilo_wireguard::PrivateKey;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use crate::config::HostConfig;
+use crate::leftovers::Search;
 use crate::netlink::monitor::{Interest, Monitor};
 use crate::netlink::route::KernelRoute;
 use crate::netlink::socket::Socket;
@@ -38,6 +39,10 @@ pub struct LinuxHost {
     pub(crate) defaults: Option<Vec<KernelRoute>>,
     /// Whether the kernel can make IPIP tunnels, once it was tried.
     pub(crate) ipip: Option<bool>,
+    /// How to look for what an upstream agent left in iptables-nft.
+    pub(crate) leftovers: Search,
+    /// What an upstream agent left in iptables-legacy, once it was looked for.
+    pub(crate) legacy: Option<Vec<LegacyTable>>,
 }
 
 impl LinuxHost {
@@ -77,6 +82,8 @@ impl LinuxHost {
             private: None,
             defaults: None,
             ipip: None,
+            leftovers: Search::Everything,
+            legacy: None,
         })
     }
 }

@@ -49,7 +49,7 @@ struct Found {
 }
 
 /// A value with its netlink header, padded.
-fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     to.extend((4 + value.len() as u16).to_ne_bytes());
     to.extend(kind.to_ne_bytes());
     to.extend(value);
@@ -66,7 +66,7 @@ fn number(to: &mut Vec<u8>, kind: u16, value: u32) {
     attribute(to, kind, &value.to_be_bytes());
 }
 
-fn text(to: &mut Vec<u8>, kind: u16, value: &str) {
+pub(crate) fn text(to: &mut Vec<u8>, kind: u16, value: &str) {
     attribute(to, kind, &[value.as_bytes(), &[0]].concat());
 }
 
@@ -153,15 +153,15 @@ fn expressions(net: &IpNet, direction: Direction) -> Vec<u8> {
     list
 }
 
-fn value(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn value(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-fn value_number(bytes: &[u8], wanted: u16) -> Option<u32> {
+pub(crate) fn value_number(bytes: &[u8], wanted: u16) -> Option<u32> {
     Some(u32::from_be_bytes(value(bytes, wanted)?.try_into().ok()?))
 }
 
-fn value_text(bytes: &[u8], wanted: u16) -> Option<&str> {
+pub(crate) fn value_text(bytes: &[u8], wanted: u16) -> Option<&str> {
     std::str::from_utf8(value(bytes, wanted)?).ok()?.split('\0').next()
 }
 
@@ -243,26 +243,38 @@ fn list(socket: &mut Socket, family: u8) -> Result<Vec<Found>, Refused> {
     }
 }
 
-/// The ranges that are accepted in both directions, sorted.
-pub(crate) fn observe(socket: &mut Socket, ipv6: bool) -> Result<Vec<ForwardAccept>, Refused> {
+/// The ranges that are accepted in both directions, and those that are in one only, sorted.
+pub(crate) fn observe(
+    socket: &mut Socket,
+    ipv6: bool,
+) -> Result<(Vec<ForwardAccept>, Vec<ForwardAccept>), Refused> {
     let mut found: BTreeMap<IpNet, [bool; 2]> = BTreeMap::new();
     for family in [Some(NFPROTO_IPV4), ipv6.then_some(NFPROTO_IPV6)].into_iter().flatten() {
         for rule in list(socket, family)? {
             found.entry(rule.net).or_default()[usize::from(rule.direction == Direction::To)] = true;
         }
     }
-    Ok(found.into_iter().filter(|(_, both)| *both == [true; 2]).map(|(net, _)| ForwardAccept(net)).collect())
+    let (both, half) = found.into_iter().partition::<Vec<_>, _>(|(_, both)| *both == [true; 2]);
+    let ranges =
+        |list: Vec<(IpNet, [bool; 2])>| list.into_iter().map(|(net, _)| ForwardAccept(net)).collect();
+    Ok((ranges(both), ranges(half)))
 }
 
-/// Whether the chain is there.
-fn chain_exists(socket: &mut Socket, family: u8) -> Result<bool, Refused> {
+/// Whether a chain of a table is there.
+pub(crate) fn chain_exists(
+    socket: &mut Socket,
+    family: u8,
+    (table, chain): (&str, &str),
+) -> Result<bool, Refused> {
     let mut list = Vec::new();
-    text(&mut list, 1, TABLE);
-    text(&mut list, 3, CHAIN);
+    text(&mut list, 1, table);
+    text(&mut list, 3, chain);
     let get = nftables::message(nftables::NFT_MSG_GETCHAIN, 0, family, &list);
     match socket.get(&get, |_| ()) {
         Ok(()) => Ok(true),
-        Err(refused) if refused.errno == Errno::NOENT => Ok(false),
+        Err(refused) if matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
+            Ok(false)
+        }
         Err(refused) => Err(refused),
     }
 }
@@ -301,7 +313,7 @@ pub(crate) fn add(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), Ref
             // Without a place and without "append" a rule goes to the head of its chain.
             changes.push(nftables::message(nftables::NFT_MSG_NEWRULE, NLM_F_CREATE, family, &rule));
         }
-        if !changes.is_empty() && !chain_exists(socket, family)? {
+        if !changes.is_empty() && !chain_exists(socket, family, (TABLE, CHAIN))? {
             changes.splice(0..0, create_chain(family));
         }
         Ok(changes)

@@ -1,7 +1,7 @@
 //! This machine: the agent's seam to the kernel's links, addresses, routes, rules, nftables and WireGuard, to
 //! kernel parameters, and to the files of key and CNI. Nothing here decides what should be; it reads what is
 //! and carries out operations.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod apply;
 mod cni;
@@ -11,7 +11,9 @@ mod error;
 mod facts;
 mod host;
 mod iptables_forward;
+mod iptables_legacy;
 mod key;
+mod leftovers;
 mod netlink;
 mod observe;
 mod resolve;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use kilo_agent::HostError;
 use kilo_mesh::DeviceFact;
-use kilo_state::{Dev, Device, Observed, ObservedLink, ObservedRoute, Route, Rule};
+use kilo_state::{Dev, Device, Leftover, Observed, ObservedLink, ObservedRoute, Route, Rule};
 
 use crate::error::refused;
 use crate::facts::best_tunnel;
 use crate::host::{LinuxHost, has_ipv6, tunnel_names};
+use crate::leftovers::{self, Search};
 use crate::netlink::link::LinkState;
 use crate::netlink::route::KernelRoute;
 use crate::netlink::rule::KernelRule;
@@ -93,8 +94,12 @@ impl LinuxHost {
         let rules = rule::list(&mut self.route, ipv6).map_err(refused("listing rules"))?;
         let table = nftables::read_table(&mut self.nftables, &self.config.table)
             .map_err(refused(format!("reading nftables table {}", self.config.table)))?;
-        let forward = iptables_forward::observe(&mut self.nftables, ipv6)
+        let (forward, half) = iptables_forward::observe(&mut self.nftables, ipv6)
             .map_err(refused("listing the rules of iptables FORWARD"))?;
+        let mut left = leftovers::observe(&mut self.nftables, ipv6, self.leftovers)
+            .map_err(refused("looking for chains of another Kilo"))?;
+        self.leftovers = if left.is_empty() { Search::Chains } else { Search::Everything };
+        left.extend(half.into_iter().map(Leftover::HalfForward));
         let roles = self.roles(&links);
         let device = self.read_device(roles.link(Dev::WireGuard).is_some()).await?.map(|(device, _)| device);
         let observed = Observed {
@@ -104,6 +109,7 @@ impl LinuxHost {
             rules: observed_rules(&roles, &rules),
             table,
             forward,
+            leftovers: left,
             sysctls: sysctl::observe(roles.links.values().map(|link| link.name.as_str())),
             cni: self.config.cni_path.as_deref().and_then(cni::observe),
         };
@@ -141,8 +147,12 @@ fn observed_routes(roles: &Roles, routes: &[KernelRoute]) -> Vec<ObservedRoute> 
             route: Route {
                 table: route.table,
                 dst: route.dst,
-                // We never make a route of several ways, so its first link says nothing.
-                dev: if route.multipath { Dev::Other(route.link) } else { roles.dev(route.link) },
+                // Kilo never makes a route of several ways, so its first link says nothing; nor one with a metric.
+                dev: if route.multipath || route.metric {
+                    Dev::Other(route.link)
+                } else {
+                    roles.dev(route.link)
+                },
                 via: route.via,
                 src: route.src,
                 onlink: route.onlink,

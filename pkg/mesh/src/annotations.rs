@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use kilo_wireguard::PublicKey;
 
+use crate::node::OLD_CNI;
 use crate::{Config, Granularity, Node, PREFIX, parse};
 
 /// The annotations that an agent writes, without the prefix.
@@ -52,6 +53,24 @@ pub(crate) fn settled(config: &Config, local: &Node, address: Option<IpNet>) -> 
         out.insert(format!("{PREFIX}{name}"), value);
     }
     out
+}
+
+/// Settles the old annotation of the address inside Cilium where an agent of a fork has left it on the local
+/// node: it follows the address as long as such agents, who read no other, are among the `others`; then it goes.
+/// The full name of an annotation that goes.
+pub(crate) fn settle_old_cni(
+    all: &mut BTreeMap<String, String>,
+    local: &Node,
+    others: &[&Node],
+) -> Option<String> {
+    let name = format!("{PREFIX}{OLD_CNI}");
+    let old = all.get_mut(&name)?;
+    if others.iter().any(|node| node.old_cni_annotation && node.name != local.name) {
+        *old = local.cni_compatibility_ip.map(|net| net.addr().to_string()).unwrap_or_default();
+        return None;
+    }
+    all.remove(&name);
+    Some(name)
 }
 
 /// The JSON that Go writes for a map of UDP addresses, keys sorted as texts.

@@ -64,6 +64,7 @@ pub(crate) fn desired(input: &Input<'_>, routing: Routing, findings: &mut Vec<Fi
         links: links(input),
         remove_links: Vec::new(),
         device: Some(device),
+        neighbours: Vec::new(),
         rules,
         table: Some(table::table(input.firewall)),
         forward: input.firewall.forward.accept.iter().map(|&net| ForwardAccept(net)).collect(),

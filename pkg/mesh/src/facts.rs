@@ -49,6 +49,8 @@ pub struct HostFacts {
     pub legacy_filter_v4: bool,
     /// ip6tables-legacy has a filter table.
     pub legacy_filter_v6: bool,
+    /// Tables of iptables-legacy in which an upstream agent left rules.
+    pub legacy_leftovers: Vec<LegacyTable>,
     /// The peers of the WireGuard device as it is.
     pub device: Vec<DeviceFact>,
     /// Endpoints that this agent last gave to the device, by key.
@@ -71,6 +73,20 @@ impl Default for Interfaces {
     fn default() -> Self {
         Self { wireguard: "kilo0".into(), private: "eth0".into(), tunnel: "tunl0".into() }
     }
+}
+
+/// A table of iptables-legacy in which an upstream agent left rules or chains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LegacyTable {
+    /// Of `ip6tables-legacy`.
+    pub ipv6: bool,
+    /// `nat` or `filter`.
+    pub table: String,
+    /// How many rules have a comment of Kilo's.
+    pub rules: u32,
+    /// The chains whose names are Kilo's.
+    pub chains: Vec<String>,
 }
 
 /// A peer of the device as it is.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::order::sorted;
 use crate::topology::Topology;
-use crate::{Config, Encapsulate, Encapsulator, Facts, Finding, Inside, parse};
+use crate::{Config, Encapsulate, Encapsulator, Facts, Finding, Inside, LegacyTable, parse};
 
 /// The firewall of one host. Lists are sorted and without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -113,6 +113,23 @@ pub(crate) fn legacy_findings(forward: &Forward, facts: &Facts) -> Vec<Finding> 
         Finding::new("Host", "--iptables-forward-rules", net.to_string(), reason)
     };
     forward.accept.iter().filter(concerned).map(finding).collect()
+}
+
+/// What a person must do about each table of iptables-legacy in which an upstream agent left rules. One change
+/// of the table takes out every rule with Kilo's comment, and then the empty chains.
+pub(crate) fn leftover_findings(facts: &Facts) -> Vec<Finding> {
+    let finding = |left: &LegacyTable| {
+        let LegacyTable { ipv6, table, rules, chains } = left;
+        let command = if *ipv6 { "ip6tables-legacy" } else { "iptables-legacy" };
+        let chains: String = chains.iter().map(|chain| format!("; echo -X {chain}")).collect();
+        let reason = format!(
+            "{rules} rules of another Kilo stay, which is the business of {command}; run: \
+             {{ echo '*{table}'; {command}-save -t {table} | sed -n '/\"Kilo: /s/^-A/-D/p'{chains}; echo COMMIT; }} \
+             | {command}-restore --noflush"
+        );
+        Finding::new("Host", command, table.as_str(), reason)
+    };
+    facts.host.legacy_leftovers.iter().map(finding).collect()
 }
 
 /// Upstream's list: the private addresses of the *location*, so nobody in full granularity.

@@ -36,7 +36,7 @@ mod topology;
 pub use annotations::WRITTEN;
 pub use config::{Compatibility, Config, Encapsulate, Granularity, Mtu};
 pub use endpoint::endpoint_for_device;
-pub use facts::{DeviceFact, Facts, HostFacts, Interfaces};
+pub use facts::{DeviceFact, Facts, HostFacts, Interfaces, LegacyTable};
 pub use finding::Finding;
 pub use firewall::{Firewall, Forward, Ipip, Masquerade};
 pub use mtu::MtuDecision;

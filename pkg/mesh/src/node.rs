@@ -9,6 +9,9 @@ use kilo_wireguard::{Endpoint, PublicKey};
 
 use crate::{Finding, Granularity, NodeObject, PREFIX, annotations, parse};
 
+/// The annotation of Kilo's forks up to 0.8 for the address inside Cilium, without the prefix.
+pub(crate) const OLD_CNI: &str = "cilium-internal-ip";
+
 /// A Node as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -24,6 +27,8 @@ pub struct Node {
     pub no_internal_ip: bool,
     /// The address by which the CNI's own network reaches it.
     pub cni_compatibility_ip: Option<IpNet>,
+    /// It tells that address only by the annotation of Kilo's forks up to 0.8, whose agents know no other.
+    pub old_cni_annotation: bool,
     /// When it last checked in, in seconds since 1970 (UTC); 0 for never.
     pub last_seen: i64,
     /// It takes part whatever `last_seen` says, because nobody could have heard of a later check-in. No object
@@ -146,7 +151,7 @@ impl<'a> Reader<'a> {
     fn cni_compatibility_ip(&mut self) -> Option<IpNet> {
         let plain_or_range = |s: &str| parse::cidr(s).or_else(|| parse::ip(s).map(parse::one));
         self.parsed("cni-compatibility-ip", "a range ADDRESS/LENGTH", parse::cidr)
-            .or_else(|| self.parsed("cilium-internal-ip", "an address", plain_or_range))
+            .or_else(|| self.parsed(OLD_CNI, "an address", plain_or_range))
     }
 
     fn subnets(&mut self) -> (Option<IpNet>, Box<[IpNet]>) {
@@ -178,6 +183,7 @@ impl Node {
             internal_ip,
             no_internal_ip,
             cni_compatibility_ip: r.cni_compatibility_ip(),
+            old_cni_annotation: r.get(OLD_CNI).is_some() && r.get("cni-compatibility-ip").is_none(),
             last_seen: r.parsed("last-seen", "a number of seconds", parse::integer).unwrap_or(0),
             held: false,
             leader: r.get("leader").is_some(),

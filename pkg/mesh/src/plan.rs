@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -60,6 +60,8 @@ pub struct Plan {
     pub findings: Vec<Finding>,
     /// All of Kilo's annotations that the local Node should have, by full name.
     pub annotations: BTreeMap<String, String>,
+    /// Kilo's annotations that the local Node should lose, by full name.
+    pub withdrawn: Vec<String>,
     /// The nodes that take part, by name.
     pub ready_nodes: Vec<Arc<str>>,
     /// Endpoints of nodes and Peers behind NAT that the local device has seen, to be published.
@@ -135,6 +137,7 @@ pub(crate) fn with_memory(
         error: None,
         findings: Vec::new(),
         annotations: BTreeMap::new(),
+        withdrawn: Vec::new(),
         ready_nodes: Vec::new(),
         nat_endpoints: BTreeMap::new(),
         mesh: None,
@@ -181,6 +184,7 @@ pub(crate) fn with_memory(
             (plan.outcome, plan.error) = (outcome, Some(error));
         }
     }
+    plan.withdrawn.extend(annotations::settle_old_cni(&mut plan.annotations, &local, &all));
     plan.findings.sort_unstable();
     plan.findings.dedup();
     (plan, memory)
@@ -298,6 +302,7 @@ fn mesh(
     findings.extend(found);
     let (firewall, twice) = firewall::firewall(&topology, config, inside);
     findings.extend(firewall::legacy_findings(&firewall.forward, facts));
+    findings.extend(firewall::leftover_findings(facts));
     let ours = matches!(inside.encapsulator, Encapsulator::Ipip | Encapsulator::Cilium);
     let tunnel_address = if ours && inside.local && inside.strategy != Encapsulate::Never {
         first_host(topology.local().subnet)
@@ -317,10 +322,20 @@ fn mesh(
         tunnel_address,
         twice,
     };
-    let desired::Drawn { desired, left_out, unsettled, key_twice } =
+    let desired::Drawn { mut desired, left_out, unsettled, key_twice } =
         desired::desired(&input, routing, findings);
+    desired.neighbours = neighbours(nodes, &topology.location);
     let memory = Memory { claims, known, unsettled, key_twice, now: facts.now };
     Ok((Mesh { topology, inside, firewall, tunnel_address, mtu, desired, left_out }, memory))
+}
+
+/// The private addresses of a location's nodes, sorted.
+fn neighbours(nodes: &[&Node], location: &str) -> Vec<IpAddr> {
+    let here = nodes.iter().filter(|n| *n.location == *location);
+    let mut list: Vec<IpAddr> = here.filter_map(|n| n.internal_ip).map(|net| net.addr()).collect();
+    list.sort_unstable();
+    list.dedup();
+    list
 }
 
 /// The first address after a range's own, as a range by itself.

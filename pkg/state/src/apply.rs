@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use kilo_wireguard::PublicKey;
 
 use crate::part::places;
-use crate::{Address, Dev, Device, DevicePeer, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL, Route};
+use crate::{
+    Address, Dev, Device, DevicePeer, Leftover, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL, Route,
+};
 
 /// Carries out one operation on a state. Like the kernel it drops routes together with the address or link
 /// they depend on, and moves an allowed range to the peer it is given to last. What the kernel would refuse
@@ -52,8 +54,18 @@ pub fn apply(observed: &mut Observed, op: &Op) {
         }
         Op::DeleteAddress(address) => delete_address(observed, address),
         Op::Nftables(transaction) => observed.table = transaction.apply(observed.table.take()),
-        Op::AddForward(range) => insert(&mut observed.forward, *range),
-        Op::DeleteForward(range) => observed.forward.retain(|r| r != range),
+        Op::AddForward(range) => {
+            insert(&mut observed.forward, *range);
+            observed.leftovers.retain(|leftover| *leftover != Leftover::HalfForward(*range));
+        }
+        Op::DeleteForward(range) => {
+            observed.forward.retain(|r| r != range);
+            observed.leftovers.retain(|leftover| *leftover != Leftover::HalfForward(*range));
+        }
+        Op::RemoveChain { ipv6, chain } => {
+            let gone = Leftover::Chain { ipv6: *ipv6, chain: *chain };
+            observed.leftovers.retain(|leftover| *leftover != gone);
+        }
         Op::ConfigureDevice(_) | Op::RemovePeer(_) | Op::UpdatePeer(_) | Op::AddPeer(_) => {
             if let Some(device) = &mut observed.device {
                 configure(device, op);
@@ -71,7 +83,10 @@ pub fn apply(observed: &mut Observed, op: &Op) {
         }
         Op::DeleteRoute(route) => {
             let there = to_one_destination(observed, route);
-            observed.routes.extract_if(there, |r| r.route == *route && r.is_ours()).for_each(drop);
+            observed
+                .routes
+                .extract_if(there, |r| r.route == *route && (r.is_ours() || r.has_upstreams_shape()))
+                .for_each(drop);
         }
         Op::AddRule(rule) => insert(&mut observed.rules, *rule),
         Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),

@@ -2,7 +2,7 @@
 
 use crate::merge::{Side, merge};
 use crate::routes::{route_ops, rule_ops};
-use crate::{Address, Desired, Link, Observed, ObservedLink, Op, peers};
+use crate::{Address, Desired, Leftover, Link, Observed, ObservedLink, Op, peers};
 
 /// The ordered operations that make `observed` what `desired` says. None where nothing is to be done: what is
 /// already right is not touched, what is not ours is left alone.
@@ -10,7 +10,7 @@ use crate::{Address, Desired, Link, Observed, ObservedLink, Op, peers};
 /// All lists must be sorted as their types say; the work is then linear in their length.
 pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let links = LinkOps::new(desired, observed);
-    let routes = route_ops(&desired.routes, &observed.routes, &links.lost());
+    let routes = route_ops(desired, &observed.routes, &links.lost());
     let (delete_rules, add_rules) = rule_ops(&desired.rules, &observed.rules);
 
     let mut ops = sysctl_ops(desired, observed);
@@ -26,6 +26,10 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
     ops.extend(routes.set);
     ops.extend(add_rules);
     ops.extend(links.remove);
+    ops.extend(observed.leftovers.iter().filter_map(|leftover| match leftover {
+        Leftover::Chain { ipv6, chain } => Some(Op::RemoveChain { ipv6: *ipv6, chain: *chain }),
+        Leftover::HalfForward(_) => None,
+    }));
     if let (Some(cni), Some(now)) = (&desired.cni, &observed.cni)
         && cni != now
     {
@@ -47,7 +51,15 @@ fn sysctl_ops(desired: &Desired, observed: &Observed) -> Vec<Op> {
 fn firewall_ops(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
     let transaction = kilo_nftables::diff(observed.table.as_ref(), desired.table.as_ref());
     ops.extend(transaction.map(Op::Nftables));
-    let mut delete = Vec::new();
+    let wanted = |range| desired.forward.binary_search(range).is_ok();
+    let mut delete: Vec<Op> = Vec::new();
+    for leftover in &observed.leftovers {
+        if let Leftover::HalfForward(range) = leftover
+            && !wanted(range)
+        {
+            delete.push(Op::DeleteForward(*range));
+        }
+    }
     for side in merge(&desired.forward, &observed.forward, |a, b| a.cmp(b)) {
         match side {
             Side::Left(range) => ops.push(Op::AddForward(*range)),

@@ -23,6 +23,6 @@ pub use op::{DeviceChange, Op, Stage};
 pub use part::{Touched, diff_touched};
 pub use text::{Names, OpText, names};
 pub use types::{
-    Address, CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, MAIN_TABLE, Observed, ObservedLink,
-    ObservedRoute, PROTOCOL, PROTOCOL_STATIC, RULE_PRIORITY, Route, Rule, TABLE,
+    Address, CniFile, Desired, Dev, ForwardAccept, Leftover, Link, LinkKind, MAIN_TABLE, Observed,
+    ObservedLink, ObservedRoute, PROTOCOL, PROTOCOL_STATIC, RULE_PRIORITY, Route, Rule, TABLE, UpstreamChain,
 };

@@ -3,7 +3,9 @@
 use kilo_nftables::Transaction;
 use kilo_wireguard::PublicKey;
 
-use crate::{Address, CniFile, Dev, DevicePeer, ForwardAccept, LinkKind, PeerChange, Route, Rule};
+use crate::{
+    Address, CniFile, Dev, DevicePeer, ForwardAccept, LinkKind, PeerChange, Route, Rule, UpstreamChain,
+};
 
 /// What is to change about the device itself; `None` leaves a thing as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,14 @@ pub enum Op {
         /// Its name.
         name: Box<str>,
     },
+    /// Remove a chain that upstream Kilo left in a table of iptables-nft, and the rules that go with it. Not
+    /// before ours are there: where [`Op::Nftables`] failed, this fails, too.
+    RemoveChain {
+        /// Of `ip6tables`.
+        ipv6: bool,
+        /// Which.
+        chain: UpstreamChain,
+    },
     /// Write the pod ranges into the CNI file.
     WriteCni(CniFile),
 }
@@ -106,6 +116,8 @@ pub enum Stage {
     Routes,
     /// Links go.
     RemoveLinks,
+    /// What upstream Kilo left behind goes, once ours is there.
+    Leftovers,
     /// Files others read.
     Files,
 }
@@ -127,6 +139,7 @@ impl Op {
             Self::RemovePeer(_) | Self::UpdatePeer(_) | Self::AddPeer(_) => "peer",
             Self::AddRoute(_) | Self::ReplaceRoute(_) | Self::DeleteRoute(_) => "route",
             Self::AddRule(_) | Self::DeleteRule(_) => "rule",
+            Self::RemoveChain { .. } => "leftover",
             Self::WriteCni(_) => "cni",
         }
     }
@@ -145,6 +158,7 @@ impl Op {
             Self::SetUp(_) | Self::SetDown(_) => Stage::State,
             Self::AddRoute(_) | Self::ReplaceRoute(_) | Self::AddRule(_) => Stage::Routes,
             Self::DeleteLink { .. } => Stage::RemoveLinks,
+            Self::RemoveChain { .. } => Stage::Leftovers,
             Self::WriteCni(_) => Stage::Files,
         }
     }

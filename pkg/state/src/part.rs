@@ -36,6 +36,7 @@ impl Touched {
         Desired {
             device: desired.device.as_ref().map(|device| self.of_device(device)),
             routes: self.routes.iter().flat_map(route).copied().collect::<Vec<Route>>(),
+            neighbours: desired.neighbours.clone(),
             table: desired.table.as_ref().map(|table| table.part(&self.elements)),
             sysctls: desired.sysctls.clone(),
             ..Desired::default()

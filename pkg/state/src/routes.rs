@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::merge::{Side, merge};
-use crate::{Address, ObservedRoute, Op, PROTOCOL, Route, Rule};
+use crate::{Address, Desired, ObservedRoute, Op, PROTOCOL, Route, Rule};
 
 /// What is to be done about routes.
 #[derive(Debug, Default)]
@@ -20,21 +20,22 @@ fn identity(route: &Route) -> (u32, ipnet::IpNet) {
 
 /// Compares routes. `lost` are addresses about to be removed: routes that the kernel drops with them are put
 /// back even though they are right as yet.
-pub(crate) fn route_ops(desired: &[Route], observed: &[ObservedRoute], lost: &[Address]) -> RouteOps {
+pub(crate) fn route_ops(desired: &Desired, observed: &[ObservedRoute], lost: &[Address]) -> RouteOps {
+    let is_kilos = |r: &ObservedRoute| r.is_kilos(&desired.neighbours);
     let mut ops = RouteOps::default();
     let groups = observed.chunk_by(|a, b| identity(&a.route) == identity(&b.route));
     let order = |want: &&Route, group: &&[ObservedRoute]| match group.first() {
         Some(first) => identity(want).cmp(&identity(&first.route)),
         None => Ordering::Less,
     };
-    for side in merge(desired, groups, order) {
+    for side in merge(&desired.routes, groups, order) {
         match side {
             Side::Left(want) => ops.set.push(Op::AddRoute(*want)),
             Side::Right(group) => {
-                let ours = group.iter().filter(|r| r.is_ours());
+                let ours = group.iter().filter(|r| is_kilos(r));
                 ops.delete.extend(ours.map(|r| Op::DeleteRoute(r.route)));
             }
-            Side::Both(want, group) => one_destination(want, group, lost, &mut ops),
+            Side::Both(want, group) => one_destination(want, group, lost, is_kilos, &mut ops),
         }
     }
     ops
@@ -42,12 +43,18 @@ pub(crate) fn route_ops(desired: &[Route], observed: &[ObservedRoute], lost: &[A
 
 /// A wanted route and all that lead to the same destination. Another of our own beside the right one goes; a
 /// wrong one is replaced in place, so that there is always a route, whoever made it.
-fn one_destination(want: &Route, group: &[ObservedRoute], lost: &[Address], ops: &mut RouteOps) {
+fn one_destination(
+    want: &Route,
+    group: &[ObservedRoute],
+    lost: &[Address],
+    is_kilos: impl Fn(&ObservedRoute) -> bool,
+    ops: &mut RouteOps,
+) {
     let right = |r: &ObservedRoute| r.route == *want && r.protocol == PROTOCOL;
     let is_there = group.iter().any(right);
     // Of several wrong ones of ours the first is replaced.
     let spare = usize::from(!is_there);
-    let wrong = || group.iter().filter(|r| r.is_ours() && !right(r)).skip(spare);
+    let wrong = || group.iter().filter(|r| is_kilos(r) && !right(r)).skip(spare);
     ops.delete.extend(wrong().map(|r| Op::DeleteRoute(r.route)));
     // What differs by its protocol alone takes the right one along when it goes.
     let alike = wrong().any(|r| r.route == *want);

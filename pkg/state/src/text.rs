@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::{
     Address, Desired, Dev, DeviceChange, DevicePeer, LinkKind, MAIN_TABLE, Observed, Op, PeerChange, Route,
-    Rule,
+    Rule, UpstreamChain,
 };
 
 /// Names of links by the part they play.
@@ -87,6 +87,14 @@ impl Display for OpText<'_> {
             Op::DeleteRoute(route) => write_route(f, "-", self.names, route),
             Op::AddRule(rule) => write_rule(f, "+", self.names, rule),
             Op::DeleteRule(rule) => write_rule(f, "-", self.names, rule),
+            Op::RemoveChain { ipv6, chain } => {
+                let command = if *ipv6 { "ip6tables" } else { "iptables" };
+                let chain = match chain {
+                    UpstreamChain::Nat => "nat KILO-NAT",
+                    UpstreamChain::Ipip => "filter KILO-IPIP",
+                };
+                write!(f, "- {command} {chain} and what leads there")
+            }
             Op::WriteCni(file) => write!(f, "~ cni {} ranges {}", file.path, List(&file.ranges)),
         }
     }

@@ -135,6 +135,31 @@ pub struct Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ForwardAccept(pub IpNet);
 
+/// A chain that upstream Kilo makes in the tables of iptables, with the rules of other chains that go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpstreamChain {
+    /// `KILO-NAT` of the table `nat`, and the jumps to it from `POSTROUTING`.
+    Nat,
+    /// `KILO-IPIP` of the table `filter`, and in `INPUT` the jump to it and the drop of other IPIP.
+    Ipip,
+}
+
+/// What an upstream agent left behind and only it would have removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leftover {
+    /// A chain in a table of iptables-nft. Ours does its work, so it goes.
+    Chain {
+        /// Of `ip6tables`.
+        ipv6: bool,
+        /// Which.
+        chain: UpstreamChain,
+    },
+    /// A range that FORWARD accepts in one direction only.
+    HalfForward(ForwardAccept),
+}
+
 /// The pod ranges in a CNI configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CniFile {
@@ -155,6 +180,8 @@ pub struct Desired {
     pub device: Option<Device>,
     /// Our routes.
     pub routes: Vec<Route>,
+    /// The private addresses of the nodes of our location, ready or not: an upstream agent's routes lead there.
+    pub neighbours: Vec<IpAddr>,
     /// Our rules.
     pub rules: Vec<Rule>,
     /// Our nftables table; `None` when there should be none.
@@ -182,6 +209,8 @@ pub struct Observed {
     pub table: Option<Table>,
     /// Our rules in the FORWARD chains of iptables-nft.
     pub forward: Vec<ForwardAccept>,
+    /// What upstream Kilo left behind.
+    pub leftovers: Vec<Leftover>,
     /// Kernel parameters that a plan may name; absent where the kernel has none of that name.
     pub sysctls: BTreeMap<Box<str>, Box<str>>,
     /// The CNI file, where there is one that can be read.
@@ -195,5 +224,21 @@ impl ObservedRoute {
         self.protocol == PROTOCOL
             || self.route.table == TABLE
             || (self.protocol == PROTOCOL_STATIC && matches!(self.route.dev, Dev::WireGuard | Dev::Tunnel))
+    }
+
+    /// Whether the route has the shape that an upstream agent gives to those over the link with the private
+    /// address. Administrators have static routes there, too, but they set "onlink" for gateways outside of the
+    /// link's networks, seldom for a node: ours to remove only where the gateway is one.
+    pub fn has_upstreams_shape(&self) -> bool {
+        let Route { table, dst, dev, via, src, onlink } = self.route;
+        let place = table == MAIN_TABLE && dev == Dev::Private && dst.prefix_len() > 0;
+        self.protocol == PROTOCOL_STATIC && place && onlink && via.is_some() && src.is_none()
+    }
+
+    /// Whether an upstream agent made the route, or ours: of those over the link with the private address, where
+    /// `neighbours`, sorted, has the gateway.
+    pub(crate) fn is_kilos(&self, neighbours: &[IpAddr]) -> bool {
+        let to_node = self.route.via.is_some_and(|via| neighbours.binary_search(&via).is_ok());
+        self.is_ours() || (to_node && self.has_upstreams_shape())
     }
 }

@@ -20,6 +20,8 @@ pub(crate) const RTM_NEWROUTE: u16 = 24;
 pub(crate) const RTM_DELROUTE: u16 = 25;
 /// `RTPROT_KERNEL`: routes that come and go with addresses.
 const RTPROT_KERNEL: u8 = 2;
+/// `IP6_RT_PRIO_USER`, the metric of IPv6 routes that name none.
+const IPV6_METRIC: u32 = 1024;
 
 /// A route with its link by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,8 @@ pub(crate) struct KernelRoute {
     pub protocol: u8,
     /// Has several next hops.
     pub multipath: bool,
+    /// Has a metric other than what routes get that name none, as Kilo's do not.
+    pub metric: bool,
 }
 
 /// What to do with a route.
@@ -80,6 +84,7 @@ fn read(message: &RouteMessage) -> Option<KernelRoute> {
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol,
         multipath: false,
+        metric: false,
     };
     for attribute in &message.attributes {
         if let RouteAttribute::Destination(address) = attribute {
@@ -100,6 +105,8 @@ fn read(message: &RouteMessage) -> Option<KernelRoute> {
             route.link = *index;
         } else if let RouteAttribute::Table(table) = attribute {
             route.table = *table;
+        } else if let RouteAttribute::Priority(metric) = attribute {
+            route.metric = *metric != if any.is_ipv6() { IPV6_METRIC } else { 0 };
         } else if let RouteAttribute::MultiPath(hops) = attribute {
             route.multipath = true;
             route.link = hops.first().map_or(0, |hop| hop.interface_index);
@@ -216,6 +223,8 @@ fn delete_adopted(
         // Everything in this table is ours, whatever its protocol.
         TABLE => 0,
         _ if ours_alone(route.link) => PROTOCOL_STATIC,
+        // The shape of an upstream agent's over the link with the private address.
+        _ if route.onlink && route.via.is_some() && route.src.is_none() => PROTOCOL_STATIC,
         _ => return Ok(()),
     };
     let delete = change(Action::Delete, &KernelRoute { protocol, ..*route });
@@ -237,6 +246,7 @@ impl KernelRoute {
             onlink: route.onlink,
             protocol: PROTOCOL,
             multipath: false,
+            metric: false,
         }
     }
 }

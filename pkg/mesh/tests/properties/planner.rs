@@ -80,6 +80,7 @@ fn as_planned(desired: &Desired) -> Observed {
         rules: desired.rules.clone(),
         table: desired.table.clone(),
         forward: desired.forward.clone(),
+        leftovers: Vec::new(),
         sysctls,
         cni: desired.cni.clone(),
     }

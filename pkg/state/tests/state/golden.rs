@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)] // a test may read files
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -10,8 +11,8 @@ use kilo_nftables::{
     Addresses, Base, Chain, ChainType, End, Expr, Family, Hook, Policy, Rule as NftRule, Set, Table, Verdict,
 };
 use kilo_state::{
-    CniFile, Desired, Dev, Device, DevicePeer, ForwardAccept, Link, Observed, ObservedLink, ObservedRoute,
-    Route, Rule, diff, names,
+    CniFile, Desired, Dev, Device, DevicePeer, ForwardAccept, Leftover, Link, Observed, ObservedLink,
+    ObservedRoute, Route, Rule, diff, names,
 };
 use serde::Deserialize;
 
@@ -22,6 +23,7 @@ struct DesiredFile {
     remove_links: Vec<(Dev, Box<str>)>,
     device: Option<DeviceFile>,
     routes: Vec<Route>,
+    neighbours: Vec<IpAddr>,
     rules: Vec<Rule>,
     except: Option<Vec<IpNet>>,
     forward: Vec<ForwardAccept>,
@@ -38,6 +40,7 @@ struct ObservedFile {
     rules: Vec<Rule>,
     except: Option<Vec<IpNet>>,
     forward: Vec<ForwardAccept>,
+    leftovers: Vec<Leftover>,
     sysctls: BTreeMap<Box<str>, Box<str>>,
     cni: Option<CniFile>,
 }
@@ -124,6 +127,7 @@ fn operations_of_every_folder() {
             remove_links: d.remove_links,
             device: d.device.map(device),
             routes: sorted(d.routes),
+            neighbours: sorted(d.neighbours),
             rules: sorted(d.rules),
             table: d.except.as_deref().map(table),
             forward: sorted(d.forward),
@@ -137,6 +141,7 @@ fn operations_of_every_folder() {
             rules: sorted(o.rules),
             table: o.except.as_deref().map(table),
             forward: sorted(o.forward),
+            leftovers: sorted(o.leftovers),
             sysctls: o.sysctls,
             cni: o.cni,
         };

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use kilo_nftables::{Family, Set, Table};
 use kilo_state::{
-    CniFile, Desired, Dev, Device, DevicePeer, ForwardAccept, Link, LinkKind, MAIN_TABLE, Observed,
-    ObservedLink, ObservedRoute, PROTOCOL, PROTOCOL_STATIC, Route, Rule, TABLE,
+    CniFile, Desired, Dev, Device, DevicePeer, ForwardAccept, Leftover, Link, LinkKind, MAIN_TABLE, Observed,
+    ObservedLink, ObservedRoute, PROTOCOL, PROTOCOL_STATIC, Route, Rule, TABLE, UpstreamChain,
 };
 use kilo_wireguard::{PresharedKey, PublicKey};
 use proptest::collection::{btree_set, vec};
@@ -127,6 +127,7 @@ pub fn any_desired() -> impl Strategy<Value = Desired> {
                 links,
                 device,
                 routes: routes.into_values().collect(),
+                neighbours: vec!["192.168.0.7".parse().unwrap()],
                 rules: rules.into_iter().collect(),
                 table,
                 forward: forward.into_iter().map(ForwardAccept).collect(),
@@ -166,6 +167,7 @@ pub fn as_observed(desired: &Desired) -> Observed {
         rules: desired.rules.clone(),
         table: desired.table.clone(),
         forward: desired.forward.clone(),
+        leftovers: Vec::new(),
         sysctls,
         cni: desired.cni.clone(),
     }
@@ -187,8 +189,14 @@ pub fn any_observed() -> impl Strategy<Value = Observed> {
         (any_route(select(&[Dev::WireGuard, Dev::Private][..])), select(&[PROTOCOL_STATIC, PROTOCOL][..])),
         0..4,
     );
-    (any_desired(), foreign, left_behind).prop_map(|(desired, foreign, left_behind)| {
+    let chain = (any::<bool>(), select(&[UpstreamChain::Nat, UpstreamChain::Ipip][..]));
+    let leftovers = (btree_set(chain, 0..3), btree_set(nets(RANGES), 0..2));
+    (any_desired(), foreign, left_behind, leftovers).prop_map(|(desired, foreign, left_behind, leftovers)| {
         let mut observed = as_observed(&desired);
+        let (chains, half) = leftovers;
+        let half = half.into_iter().map(ForwardAccept).filter(|range| !desired.forward.contains(range));
+        let chains = chains.into_iter().map(|(ipv6, chain)| Leftover::Chain { ipv6, chain });
+        observed.leftovers = chains.chain(half.map(Leftover::HalfForward)).collect();
         let up = |dev: Dev| observed.links.iter().any(|link| link.dev == dev && link.up);
         let more = foreign.into_iter().map(|(mut route, protocol)| {
             route.src = None;
