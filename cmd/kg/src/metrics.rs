@@ -76,6 +76,11 @@ impl Collector for AgentCollector {
                     (vec![("kind", kind.to_owned()), ("result", result.to_owned())], n)
                 }),
             ),
+            counter(
+                "kilo_repairs_total",
+                "Number of changes that put right what somebody else had changed on the host, by kind.",
+                stats.repairs().into_iter().map(|(kind, n)| (vec![("kind", kind.to_owned())], n)),
+            ),
             gauge(
                 "kilo_watch_up",
                 "Whether objects of this kind are being watched.",

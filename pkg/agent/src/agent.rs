@@ -18,6 +18,7 @@ use crate::annotations::{self, Write};
 use crate::apply::{apply, chain};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
+use crate::drift::Drift;
 use crate::names::Names;
 use crate::report::{ErrorEvent, Input, Query, Stats, Status};
 use crate::store::{Changed, Store};
@@ -76,6 +77,9 @@ pub struct Agent<B, H> {
     observed: Option<Observed>,
     names: Names,
     backoff: Backoff,
+    drift: Drift,
+    /// The last round left the host as planned, but for repairs that wait.
+    settled: bool,
     /// The last round made a link.
     made_link: bool,
     plan: Option<Arc<Plan>>,
@@ -117,6 +121,8 @@ impl<B: Backend, H: Host> Agent<B, H> {
             observed: None,
             names: Names::default(),
             backoff: Backoff::default(),
+            drift: Drift::default(),
+            settled: false,
             made_link: false,
             plan: None,
             known_findings: BTreeSet::new(),
@@ -155,7 +161,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 biased;
                 () = &mut stop => Wake::Stop,
                 event = events.recv() => Wake::Event(event),
-                changed = self.host.changed() => Wake::Host(changed),
+                changed = self.host.changed(), if self.drift.listens() => Wake::Host(changed),
                 found = self.names.found() => Wake::Names(found),
                 (result, event) = self.write.finished() => Wake::Written(result, event),
                 Some(query) = self.queries.recv() => Wake::Query(query),
@@ -176,8 +182,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 }
                 Wake::Host(event) => {
                     debug!(?event, "Host changed");
-                    self.observed = None;
-                    due = true;
+                    self.drift.heard(Instant::now());
                 }
                 Wake::Names(found) => {
                     for (name, addresses) in found {
@@ -195,6 +200,12 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 }
                 Wake::Timer => due |= self.write.check_in_due() || self.backoff.is_due(),
             }
+            let now = Instant::now();
+            if self.drift.take_due(now) {
+                self.observed = None;
+                due = true;
+            }
+            due |= self.drift.take_retry(now);
         }
         watching.abort();
         if self.settings.clean_up {
@@ -271,7 +282,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         // Without a Node of ours there is nothing to renew, and nothing to wake up for.
         let own = self.store.synced() && self.store.node_object(&self.settings.config.hostname).is_some();
         let check_in = if own { self.write.next_check_in() } else { None };
-        [expiry, check_in, self.backoff.retry_at()]
+        [expiry, check_in, self.backoff.retry_at(), self.drift.next()]
             .into_iter()
             .flatten()
             .min()
@@ -287,6 +298,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         // Judged at the very time that the plan is made for.
         self.store.settle(self.facts.now);
         let mut errors = Vec::new();
+        let mut held = 0;
         if self.observed.is_none() {
             match self.host.facts().await {
                 Ok(host) => {
@@ -301,6 +313,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 Ok(observed) => self.observed = Some(observed),
                 Err(error) => errors.push(error),
             }
+            self.drift.read(Instant::now(), started.elapsed());
         }
         let plan =
             kilo_mesh::plan(&self.settings.config, &self.store.nodes(), &self.store.peers(), &self.facts);
@@ -308,10 +321,27 @@ impl<B: Backend, H: Host> Agent<B, H> {
         self.log_findings(&plan);
         if let (Some(mesh), Some(observed)) = (&plan.mesh, &mut self.observed) {
             let desired = &mesh.desired;
-            let ops = kilo_state::diff(desired, observed);
+            let mut ops = kilo_state::diff(desired, observed);
             let names = kilo_state::names(desired, observed);
+            let before = self.plan.as_ref().and_then(|plan| plan.mesh.as_ref());
+            // Nothing new was wanted and everything was right: somebody else changed it.
+            let repair = !ops.is_empty()
+                && self.settled
+                && !self.made_link
+                && before.is_some_and(|before| before.desired == *desired);
+            if repair {
+                let verdict = self.drift.judge(ops, Instant::now());
+                for op in &verdict.feuds {
+                    let by = self.host.culprit(op);
+                    warn!(change = %op.display(&names), by, "Somebody undoes this again and again");
+                }
+                (ops, held) = (verdict.now, verdict.held);
+            } else {
+                self.drift.peace();
+            }
             let programmed = &mut self.facts.host.programmed;
-            let outcome = apply(&mut self.host, &ops, &names, observed, programmed, &self.stats).await;
+            let outcome =
+                apply(&mut self.host, &ops, &names, observed, programmed, &self.stats, repair).await;
             // A new link brings parameters that were not there to be compared.
             let made = outcome.is_empty() && ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
             // Once only: a link that somebody removes as fast as it is made must not keep us busy.
@@ -325,18 +355,20 @@ impl<B: Backend, H: Host> Agent<B, H> {
         }
         self.log_outcome(&plan);
         self.write_node(&plan);
-        self.finish(plan, errors, started.elapsed());
+        self.finish(plan, errors, held, started.elapsed());
         again
     }
 
-    fn finish(&mut self, plan: Plan, errors: Vec<HostError>, took: Duration) {
+    fn finish(&mut self, plan: Plan, errors: Vec<HostError>, held: usize, took: Duration) {
         self.stats.reconciled(took);
+        self.settled = errors.is_empty();
         let failed = errors.len();
         let first = errors.first().map(|e| chain(e));
+        let waits = (held > 0).then(|| format!("{held} repairs wait, since somebody undoes them"));
         self.status.send_modify(|status| {
             let status = Arc::make_mut(status);
-            status.apply_error = first.clone();
-            if first.is_none() && plan.outcome == Outcome::Ok {
+            status.apply_error = first.clone().or(waits);
+            if status.apply_error.is_none() && plan.outcome == Outcome::Ok {
                 status.last_success = Some(self.facts.now);
             }
         });
@@ -346,7 +378,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
             Some(error) => {
                 self.stats.error(ErrorEvent::Apply);
                 self.observed = None;
-                let wait = self.backoff.step();
+                let wait = self.backoff.step(Instant::now());
                 error!(%error, failed, retry_in = ?wait, "Host is not as planned");
             }
         }
@@ -448,7 +480,8 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 let names = kilo_state::names(&desired, &observed);
                 let mut programmed = BTreeMap::new();
                 failed =
-                    apply(&mut self.host, &ops, &names, &mut observed, &mut programmed, &self.stats).await;
+                    apply(&mut self.host, &ops, &names, &mut observed, &mut programmed, &self.stats, false)
+                        .await;
             }
             Err(error) => failed.push(error),
         }

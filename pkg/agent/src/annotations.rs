@@ -93,7 +93,7 @@ impl Write {
             self.waiting = Some(at);
             return None;
         } else {
-            wait = Some(self.undone.step());
+            wait = Some(self.undone.step(Instant::now()));
         }
         (self.held_back, self.hurried, self.waiting) = (false, false, None);
         self.last = Some(Instant::now());

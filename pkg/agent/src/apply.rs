@@ -13,7 +13,8 @@ use crate::{Host, HostError};
 /// How many operations of one reconcile are logged one by one; more are logged by their number.
 const LOGGED_OPS: usize = 32;
 
-/// Carries operations out and works those that succeeded into what is known. The errors come back.
+/// Carries operations out and works those that succeeded into what is known. The errors come back. A `repair` puts
+/// right what somebody else changed.
 pub(crate) async fn apply<H: Host>(
     host: &mut H,
     ops: &[Op],
@@ -21,6 +22,7 @@ pub(crate) async fn apply<H: Host>(
     observed: &mut Observed,
     programmed: &mut BTreeMap<PublicKey, SocketAddr>,
     stats: &Stats,
+    repair: bool,
 ) -> Vec<HostError> {
     if ops.is_empty() {
         return Vec::new();
@@ -31,7 +33,14 @@ pub(crate) async fn apply<H: Host>(
         stats.op(op.kind(), result.is_ok());
         match result {
             Ok(()) => {
-                if ops.len() <= LOGGED_OPS {
+                if repair {
+                    stats.repair(op.kind());
+                }
+                if ops.len() > LOGGED_OPS {
+                    // Told by their number.
+                } else if repair {
+                    info!(change = %op.display(names), by = host.culprit(op), "Repaired the host");
+                } else {
                     info!(change = %op.display(names), "Changed the host");
                 }
                 remember_endpoint(programmed, op);
@@ -41,7 +50,8 @@ pub(crate) async fn apply<H: Host>(
         }
     }
     if ops.len() > LOGGED_OPS {
-        info!(changes = ops.len(), failed = errors.len(), "Changed the host");
+        let what = if repair { "Repaired the host" } else { "Changed the host" };
+        info!(changes = ops.len(), failed = errors.len(), "{what}");
     }
     errors
 }

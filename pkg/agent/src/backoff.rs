@@ -14,11 +14,16 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// It failed: how long to wait now.
-    pub(crate) fn step(&mut self) -> Duration {
+    pub(crate) fn step(&mut self, now: Instant) -> Duration {
         let wait = self.last.map_or(FIRST, |last| (last * 2).min(LONGEST));
         self.last = Some(wait);
-        self.retry_at = Some(Instant::now() + wait);
+        self.retry_at = Some(now + wait);
         wait
+    }
+
+    /// How long the last pause is, if it failed.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        self.last
     }
 
     /// It succeeded.
@@ -44,10 +49,11 @@ mod tests {
     #[test]
     fn doubles_up_to_half_a_minute_and_starts_over() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..9).map(|_| backoff.step().as_millis()).collect();
+        let now = Instant::now();
+        let waits: Vec<_> = (0..9).map(|_| backoff.step(now).as_millis()).collect();
         assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
         backoff.reset();
         assert!(backoff.retry_at().is_none());
-        assert_eq!(backoff.step(), FIRST);
+        assert_eq!(backoff.step(now), FIRST);
     }
 }

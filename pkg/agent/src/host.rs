@@ -40,14 +40,16 @@ pub struct HostError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Something about the network changed and it was not us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Something about the network changed and it was not us. The weightier ones come last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostEvent {
-    /// A link, address, route or rule.
+    /// A link, address, route, rule or kernel parameter.
     Routing,
     /// An nftables table.
     Firewall,
-    /// The WireGuard device went or came.
+    /// The CNI file.
+    Files,
+    /// The WireGuard device went or came, or somebody else configured it.
     Device,
     /// Notifications were lost.
     Lost,
@@ -74,6 +76,12 @@ pub trait Host: Send + 'static {
 
     /// Waits until somebody else changed something; may be cancelled at any time without losing an event.
     fn changed(&mut self) -> impl Future<Output = HostEvent> + Send;
+
+    /// Who else last changed what this operation puts right, in words, as far as the kernel tells.
+    fn culprit(&self, op: &Op) -> Option<String> {
+        let _ = op;
+        None
+    }
 
     /// Lets go of everything at the agent's end: a built-in device stops, learned endpoints are stored.
     fn close(&mut self) -> impl Future<Output = ()> + Send;

@@ -8,6 +8,7 @@ mod apply;
 mod backend;
 mod backoff;
 mod clock;
+mod drift;
 mod host;
 mod names;
 mod presence;

@@ -21,7 +21,7 @@ pub struct Status {
     pub plan: Option<Arc<Plan>>,
     /// All findings: the plan's and those on single objects.
     pub findings: Vec<Finding>,
-    /// Why the last apply did not succeed as a whole; `None` when it did.
+    /// Why the host is not as planned after the last apply; `None` when it is.
     pub apply_error: Option<String>,
     /// Why our own Node cannot be written, where waiting does not mend it: others then never learn of us.
     pub write_refused: Option<String>,
@@ -94,6 +94,8 @@ pub struct Stats {
     errors: Mutex<BTreeMap<ErrorEvent, u64>>,
     /// Operations by kind and whether they succeeded.
     ops: Mutex<BTreeMap<(&'static str, bool), u64>>,
+    /// Operations that put right what others had changed, by kind.
+    repairs: Mutex<BTreeMap<&'static str, u64>>,
     durations: Mutex<Durations>,
 }
 
@@ -115,6 +117,10 @@ impl Stats {
         *lock(&self.ops).entry((kind, ok)).or_default() += 1;
     }
 
+    pub(crate) fn repair(&self, kind: &'static str) {
+        *lock(&self.repairs).entry(kind).or_default() += 1;
+    }
+
     pub(crate) fn reconciled(&self, took: Duration) {
         self.reconciles.fetch_add(1, Ordering::Relaxed);
         let seconds = took.as_secs_f64();
@@ -132,6 +138,11 @@ impl Stats {
     /// Operations by kind and whether they succeeded.
     pub fn ops(&self) -> BTreeMap<(&'static str, bool), u64> {
         lock(&self.ops).clone()
+    }
+
+    /// Operations that put right what others had changed, by kind.
+    pub fn repairs(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.repairs).clone()
     }
 
     /// How long reconciles took.

@@ -1,13 +1,12 @@
 //! Carrying out operations: neighbours of a kind together where that is faster, each with its own answer.
 
-use std::path::Path;
-
 use ipnet::IpNet;
 use kilo_agent::HostError;
 use kilo_state::{Dev, LinkKind, Op, Route, Rule};
 
 use crate::error::{fatal, io, refused, retry};
 use crate::host::LinuxHost;
+use crate::netlink::monitor::Doing;
 use crate::netlink::route::{Action, KernelRoute};
 use crate::netlink::rule::KernelRule;
 use crate::netlink::socket::Refused;
@@ -138,32 +137,42 @@ impl LinuxHost {
     async fn one(&mut self, roles: &Roles, op: &Op) -> Result<(), HostError> {
         match op {
             Op::SetSysctl { path, value } => {
-                sysctl::set(path, value).map_err(io(format!("setting sysctl {path} to {value}")))
+                let set = sysctl::set(path, value).map_err(io(format!("setting sysctl {path} to {value}")));
+                if let (Ok(()), Some(known)) = (&set, self.monitor.known.sysctls.get_mut(&**path)) {
+                    value.as_ref().clone_into(known);
+                }
+                set
             }
             Op::CreateLink { name, kind, mtu, .. } => self.create_link(name, *kind, *mtu).await,
             Op::SetMtu(dev, mtu) => {
                 let action = format!("setting the MTU of {} to {mtu}", name(roles, *dev));
-                self.on_link(roles, *dev, action, |host, index| link::set_mtu(&mut host.route, index, *mtu))
+                self.on_link(roles, *dev, Doing::Change, action, |host, index| {
+                    link::set_mtu(&mut host.route, index, *mtu)
+                })
             }
             Op::SetUp(dev) => {
                 let action = format!("bringing up {}", name(roles, *dev));
-                self.on_link(roles, *dev, action, |host, index| link::set_up(&mut host.route, index, true))
+                self.on_link(roles, *dev, Doing::Up, action, |host, index| {
+                    link::set_up(&mut host.route, index, true)
+                })
             }
             Op::SetDown(dev) if index(roles, *dev).is_none() => Ok(()),
             Op::SetDown(dev) => {
                 let action = format!("bringing down {}", name(roles, *dev));
-                self.on_link(roles, *dev, action, |host, index| link::set_up(&mut host.route, index, false))
+                self.on_link(roles, *dev, Doing::Change, action, |host, index| {
+                    link::set_up(&mut host.route, index, false)
+                })
             }
             Op::AddAddress(new) => {
                 let action = format!("adding address {} to {}", new.net, name(roles, new.dev));
-                self.on_link(roles, new.dev, action, |host, index| {
+                self.on_link(roles, new.dev, Doing::Add(new.net), action, |host, index| {
                     address::add(&mut host.route, index, new.net)
                 })
             }
             Op::DeleteAddress(old) if index(roles, old.dev).is_none() => Ok(()),
             Op::DeleteAddress(old) => {
                 let action = format!("deleting address {} from {}", old.net, name(roles, old.dev));
-                self.on_link(roles, old.dev, action, |host, index| {
+                self.on_link(roles, old.dev, Doing::Change, action, |host, index| {
                     address::delete(&mut host.route, index, old.net)
                 })
             }
@@ -193,9 +202,13 @@ impl LinuxHost {
             Op::DeleteLink { dev, name } => self.delete_link(roles, *dev, name).await,
             Op::RemoveChain { ipv6, chain } => leftovers::remove(&mut self.nftables, *ipv6, *chain)
                 .map_err(refused(format!("removing {NAMES}"))),
-            Op::WriteCni(file) => cni::write(file).map_err(|why| {
-                retry(format!("writing pod ranges into {}", Path::new(&*file.path).display()), why)
-            }),
+            Op::WriteCni(file) => {
+                let written = cni::write(file, self.cni_seen.as_ref());
+                if let Some(watch) = &mut self.cni_watch {
+                    watch.absorb();
+                }
+                written.map_err(|why| retry(format!("writing pod ranges into {}", file.path), why))
+            }
             Op::AddRoute(_)
             | Op::ReplaceRoute(_)
             | Op::DeleteRoute(_)
@@ -210,13 +223,14 @@ impl LinuxHost {
         &mut self,
         roles: &Roles,
         dev: Dev,
+        doing: Doing,
         action: String,
         work: impl FnOnce(&mut Self, u32) -> Result<(), Refused>,
     ) -> Result<(), HostError> {
         let Some(index) = index(roles, dev) else { return Err(no_link(action, dev)) };
         let result = work(self, index).map_err(refused(action));
         if let Some(link) = roles.link(dev) {
-            self.monitor.absorb(&link.name);
+            self.monitor.absorb(&link.name, doing);
         }
         result
     }
@@ -230,7 +244,7 @@ impl LinuxHost {
                 "there is no such link; another program has to make it",
             )),
         };
-        self.monitor.absorb(name);
+        self.monitor.absorb(name, Doing::Change);
         result
     }
 
@@ -262,7 +276,7 @@ impl LinuxHost {
             }
             _ => Ok(()),
         };
-        self.monitor.absorb(name);
+        self.monitor.absorb(name, Doing::Remove);
         result
     }
 

@@ -1,5 +1,6 @@
 //! The pod ranges in a CNI configuration list. Everything else in the file stays, its mode too; the text is
-//! compact with sorted keys, as upstream Kilo writes it. The file is never made here.
+//! compact with sorted keys, as upstream Kilo writes it. The file is never made here, but put back as it was when
+//! somebody removes it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -30,6 +31,14 @@ fn read(path: &Path) -> Result<Value, CniError> {
     serde_json::from_slice(&text).map_err(CniError::Json)
 }
 
+/// A file as it was last seen with ranges in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    config: Value,
+    /// Permission bits.
+    mode: u32,
+}
+
 /// The `ipam` objects of the plugins.
 fn ipams(config: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
     config
@@ -49,10 +58,14 @@ fn ranges_of(ipam: &Map<String, Value>) -> Vec<IpNet> {
 }
 
 /// The ranges of the file as they are; `None` where there is no file, or none that could be written into. A
-/// file whose plugins do not agree counts as one without ranges, so that it is written anew.
-pub(crate) fn observe(path: &str) -> Option<CniFile> {
+/// file whose plugins do not agree counts as one without ranges, so that it is written anew, and so does one that
+/// has gone since it was `seen`.
+pub(crate) fn observe(path: &str, seen: &mut Option<Seen>) -> Option<CniFile> {
     let mut config = match read(Path::new(path)) {
         Ok(config) => config,
+        Err(CniError::Io(error)) if error.kind() == io::ErrorKind::NotFound && seen.is_some() => {
+            return Some(CniFile { path: path.into(), ranges: Vec::new() });
+        }
         Err(error) => {
             tracing::debug!(path, %error, "CNI file cannot be read");
             return None;
@@ -67,16 +80,42 @@ pub(crate) fn observe(path: &str) -> Option<CniFile> {
             Some(_) => ranges = Some(Vec::new()),
         }
     }
-    Some(CniFile { path: path.into(), ranges: ranges? })
+    let ranges = ranges?;
+    let mode = fs::metadata(path).map_or(0o644, |file| file.permissions().mode() & 0o7777);
+    *seen = Some(Seen { config, mode });
+    Some(CniFile { path: path.into(), ranges })
 }
 
-/// Puts the ranges into every plugin that has an `ipam`. The new file takes the old one's place in one step.
-pub(crate) fn write(file: &CniFile) -> Result<(), CniError> {
-    // What a link points to is replaced, not the link.
-    let path = fs::canonicalize(&*file.path)?;
-    let mut config = read(&path)?;
-    let text = set_ranges(&mut config, &file.ranges)?;
-    let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
+/// Puts the ranges into every plugin that has an `ipam`. The new file takes the old one's place in one step. Where
+/// there is none it is made as it was `seen`, unless somebody else is quicker.
+pub(crate) fn write(file: &CniFile, seen: Option<&Seen>) -> Result<(), CniError> {
+    match (fs::canonicalize(&*file.path), seen) {
+        // What a link points to is replaced, not the link.
+        (Ok(path), _) => {
+            let mut config = read(&path)?;
+            let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
+            let text = set_ranges(&mut config, &file.ranges)?;
+            put(&path, mode, &text, |temporary| fs::rename(temporary, &path))
+        }
+        (Err(error), Some(seen)) if error.kind() == io::ErrorKind::NotFound => {
+            let path = Path::new(&*file.path);
+            let text = set_ranges(&mut seen.config.clone(), &file.ranges)?;
+            put(path, seen.mode, &text, |temporary| match fs::hard_link(temporary, path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            })
+        }
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+/// Writes a whole file beside `path` and lets `place` give it that name. Nothing temporary stays.
+fn put(
+    path: &Path,
+    mode: u32,
+    text: &str,
+    place: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), CniError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // Container runtimes read every *.conf, *.conflist and *.json of the directory.
     let temporary = path.with_file_name(format!(".{name}.{}.kilo-tmp", std::process::id()));
@@ -91,10 +130,9 @@ pub(crate) fn write(file: &CniFile) -> Result<(), CniError> {
             file.write_all(text.as_bytes())?;
             file.sync_all()
         })
-        .and_then(|()| fs::rename(&temporary, &path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
+        .and_then(|()| place(&temporary));
+    // After a rename there is nothing to remove.
+    let _ = fs::remove_file(&temporary);
     Ok(written?)
 }
 
@@ -138,10 +176,10 @@ mod tests {
     fn the_template_becomes_upstreams_text() {
         let dir = tempfile::tempdir().unwrap();
         let wanted = file(&dir, TEMPLATE);
-        assert_eq!(observe(&wanted.path).unwrap().ranges, []);
-        write(&wanted).unwrap();
+        assert_eq!(observe(&wanted.path, &mut None).unwrap().ranges, []);
+        write(&wanted, None).unwrap();
         assert_eq!(fs::read_to_string(&*wanted.path).unwrap(), GOLDEN);
-        assert_eq!(observe(&wanted.path).unwrap(), wanted);
+        assert_eq!(observe(&wanted.path, &mut None).unwrap(), wanted);
         let mode = fs::metadata(&*wanted.path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o664, "whatever the umask");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing temporary stays");
@@ -163,7 +201,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mixed =
             r#"{"plugins":[{"ipam":{"ranges":[[{"subnet":"10.2.1.0/24"}]]}},{"ipam":{"ranges":[]}}]}"#;
-        assert_eq!(observe(&file(&dir, mixed).path).unwrap().ranges, []);
+        assert_eq!(observe(&file(&dir, mixed).path, &mut None).unwrap().ranges, []);
+    }
+
+    #[test]
+    fn what_somebody_removes_is_put_back_and_what_somebody_puts_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = file(&dir, TEMPLATE);
+        let mut seen = None;
+        observe(&wanted.path, &mut seen).unwrap();
+        fs::remove_file(&*wanted.path).unwrap();
+        assert_eq!(observe(&wanted.path, &mut seen).unwrap().ranges, [], "there is something to write");
+        write(&wanted, seen.as_ref()).unwrap();
+        assert_eq!(fs::read_to_string(&*wanted.path).unwrap(), GOLDEN);
+        assert_eq!(fs::metadata(&*wanted.path).unwrap().permissions().mode() & 0o777, 0o664);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing temporary stays");
+        fs::write(&*wanted.path, "another's").unwrap();
+        assert!(observe(&wanted.path, &mut seen).is_none());
+        assert!(write(&wanted, seen.as_ref()).is_err());
+        assert_eq!(fs::read_to_string(&*wanted.path).unwrap(), "another's");
     }
 
     #[test]
@@ -171,13 +227,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none.conflist");
         let missing = CniFile { path: path.to_str().unwrap().into(), ranges: Vec::new() };
-        assert!(observe(&missing.path).is_none());
-        assert!(matches!(write(&missing), Err(CniError::Io(_))));
+        assert!(observe(&missing.path, &mut None).is_none());
+        assert!(matches!(write(&missing, None), Err(CniError::Io(_))));
         assert!(!path.exists());
         for text in ["", "[1]", r#"{"type":"bridge","ipam":{}}"#, r#"{"plugins":[{"type":"loopback"}]}"#] {
             let foreign = file(&dir, text);
-            assert!(observe(&foreign.path).is_none(), "{text}");
-            assert!(write(&foreign).is_err(), "{text}");
+            assert!(observe(&foreign.path, &mut None).is_none(), "{text}");
+            assert!(write(&foreign, None).is_err(), "{text}");
             assert_eq!(fs::read_to_string(&*foreign.path).unwrap(), text);
         }
     }

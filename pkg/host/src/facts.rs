@@ -9,6 +9,7 @@ use crate::discover::{Listing, discover};
 use crate::error::{refused, retry};
 use crate::host::{LinuxHost, can_use_ipv6, has_ipv6, tunnel_names};
 use crate::netlink::link::LinkState;
+use crate::netlink::monitor::Doing;
 use crate::netlink::{address, link, route};
 use crate::resolve::{HOSTNAME, resolve};
 use crate::{iptables_forward, iptables_legacy};
@@ -33,8 +34,10 @@ impl LinuxHost {
         Ok(facts)
     }
 
-    /// Finds everything again, with the hostname's addresses as they were.
+    /// Finds everything again, with the hostname's addresses as they were. What was told before is forgotten: all
+    /// is read after this, by [`read_all`](Self::read_all) as well.
     pub(crate) async fn read_facts(&mut self) -> Result<HostFacts, HostError> {
+        self.monitor.forget();
         let links = link::list(&mut self.route).map_err(refused("listing links"))?;
         let addresses = address::list(&mut self.route).map_err(refused("listing addresses"))?;
         let ipv6 = has_ipv6();
@@ -159,7 +162,7 @@ impl LinuxHost {
         {
             tracing::warn!(link = PROBE, error = %refused, "Link of the IPIP probe stays");
         }
-        self.monitor.absorb(PROBE);
+        self.monitor.absorb(PROBE, Doing::Remove);
         result
     }
 }

@@ -2,19 +2,23 @@
 //! readings.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use kilo_agent::{DiscoverConfig, Host, HostError, HostEvent};
 use kilo_mesh::{Compatibility, HostFacts, LegacyTable};
-use kilo_state::{Observed, Op};
+use kilo_state::{Dev, Observed, Op};
 use kilo_wireguard::PrivateKey;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
+use crate::cni::Seen;
 use crate::config::HostConfig;
 use crate::leftovers::Search;
+use crate::netlink::culprit::Thing;
 use crate::netlink::monitor::{Interest, Monitor};
 use crate::netlink::route::KernelRoute;
 use crate::netlink::socket::Socket;
 use crate::resolve::{ENDPOINT, resolve};
+use crate::watch::FileWatch;
 use crate::wireguard::{WireGuard, WireGuardConfig};
 use crate::{error, key};
 
@@ -43,6 +47,9 @@ pub struct LinuxHost {
     pub(crate) leftovers: Search,
     /// What an upstream agent left in iptables-legacy, once it was looked for.
     pub(crate) legacy: Option<Vec<LegacyTable>>,
+    /// The CNI file as it last was, and the watch on it.
+    pub(crate) cni_seen: Option<Seen>,
+    pub(crate) cni_watch: Option<FileWatch>,
 }
 
 impl LinuxHost {
@@ -70,6 +77,11 @@ impl LinuxHost {
             create: config.create_interface,
             socket_dir: config.socket_dir.clone(),
         })?;
+        let cni_watch = config.cni_path.as_deref().and_then(|path| {
+            let watch = FileWatch::new(Path::new(path));
+            // There is a limit to them on each machine; without it the file is read at each resync.
+            watch.inspect_err(|error| tracing::warn!(path, %error, "CNI file cannot be watched")).ok()
+        });
         Ok(Self {
             config,
             key,
@@ -84,7 +96,44 @@ impl LinuxHost {
             ipip: None,
             leftovers: Search::Everything,
             legacy: None,
+            cni_seen: None,
+            cni_watch,
         })
+    }
+}
+
+impl LinuxHost {
+    /// Who else last changed what an operation puts right.
+    fn who_changed(&self, op: &Op) -> Option<String> {
+        let link = |dev: &Dev| {
+            let name = match dev {
+                Dev::WireGuard => Some(self.config.interface.clone()),
+                Dev::Tunnel => Some(self.monitor.interest.tunnel.clone()),
+                Dev::Private => self.private.clone(),
+                Dev::Other(_) => None,
+            };
+            name.map(Thing::Link)
+        };
+        let thing = match op {
+            Op::AddRoute(route) | Op::ReplaceRoute(route) | Op::DeleteRoute(route) => {
+                Thing::Route(route.table, route.dst)
+            }
+            Op::AddRule(_) | Op::DeleteRule(_) => Thing::Rules,
+            Op::Nftables(_) => Thing::Table,
+            Op::AddForward(_) | Op::DeleteForward(_) => Thing::Forward,
+            Op::CreateLink { dev, .. } | Op::DeleteLink { dev, .. } => link(dev)?,
+            Op::SetMtu(dev, _) | Op::SetUp(dev) | Op::SetDown(dev) => link(dev)?,
+            Op::AddAddress(address) | Op::DeleteAddress(address) => link(&address.dev)?,
+            // The kernel does not tell.
+            Op::SetSysctl { .. }
+            | Op::ConfigureDevice(_)
+            | Op::RemovePeer(_)
+            | Op::UpdatePeer(_)
+            | Op::AddPeer(_)
+            | Op::RemoveChain { .. }
+            | Op::WriteCni(_) => return None,
+        };
+        self.monitor.culprits.of(&thing).map(ToString::to_string)
     }
 }
 
@@ -126,7 +175,22 @@ impl Host for LinuxHost {
     }
 
     async fn changed(&mut self) -> HostEvent {
-        self.monitor.changed().await
+        let Self { monitor, cni_watch, wireguard, .. } = self;
+        let file = async {
+            match cni_watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = monitor.changed() => event,
+            () = file => HostEvent::Files,
+            () = wireguard.touched() => HostEvent::Device,
+        }
+    }
+
+    fn culprit(&self, op: &Op) -> Option<String> {
+        self.who_changed(op)
     }
 
     async fn close(&mut self) {

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use kilo_nftables::{Attributes, Writer};
 use kilo_state::ForwardAccept;
-use netlink_packet_core::{NLA_F_NESTED, NLM_F_CREATE};
+use netlink_packet_core::NLM_F_CREATE;
 use rustix::io::Errno;
 
 use crate::netlink::nftables::{self, NFPROTO_IPV4, NFPROTO_IPV6};
-use crate::netlink::socket::{Refused, Request, Socket, attributes};
+use crate::netlink::socket::{Refused, Request, Socket};
 
 const TABLE: &str = "filter";
 const CHAIN: &str = "FORWARD";
@@ -48,32 +49,10 @@ struct Found {
     handle: u64,
 }
 
-/// A value with its netlink header, padded.
-pub(crate) fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    to.extend((4 + value.len() as u16).to_ne_bytes());
-    to.extend(kind.to_ne_bytes());
-    to.extend(value);
-    to.resize(to.len().next_multiple_of(4), 0);
-}
-
-fn nested(to: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
-    let mut inner = Vec::new();
-    fill(&mut inner);
-    attribute(to, kind | NLA_F_NESTED, &inner);
-}
-
-fn number(to: &mut Vec<u8>, kind: u16, value: u32) {
-    attribute(to, kind, &value.to_be_bytes());
-}
-
-pub(crate) fn text(to: &mut Vec<u8>, kind: u16, value: &str) {
-    attribute(to, kind, &[value.as_bytes(), &[0]].concat());
-}
-
-fn expression(to: &mut Vec<u8>, name: &str, fill: impl FnOnce(&mut Vec<u8>)) {
-    nested(to, 1, |element| {
-        text(element, 1, name);
-        nested(element, 2, fill);
+fn expression(to: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
+    to.nest(1, |element| {
+        element.text(1, name);
+        element.nest(2, fill);
     });
 }
 
@@ -98,9 +77,8 @@ fn offset(family: u8, direction: Direction) -> u32 {
     }
 }
 
-/// The expressions of a rule as iptables-nft 1.8 writes them.
-fn expressions(net: &IpNet, direction: Direction) -> Vec<u8> {
-    let mut list = Vec::new();
+/// Writes the expressions of a rule as iptables-nft 1.8 does.
+fn expressions(list: &mut Writer, net: &IpNet, direction: Direction) {
     let family = family(net);
     let address = octets(net.network());
     let bits = usize::from(net.prefix_len());
@@ -108,29 +86,29 @@ fn expressions(net: &IpNet, direction: Direction) -> Vec<u8> {
         // Whole bytes are compared as they are, anything else through a mask.
         let masked = !bits.is_multiple_of(8);
         let length = if masked { address.len() } else { bits / 8 };
-        expression(&mut list, "payload", |e| {
-            number(e, 1, NFT_REG_1);
-            number(e, 2, NFT_PAYLOAD_NETWORK_HEADER);
-            number(e, 3, offset(family, direction));
-            number(e, 4, length as u32);
+        expression(list, "payload", |e| {
+            e.number(1, NFT_REG_1);
+            e.number(2, NFT_PAYLOAD_NETWORK_HEADER);
+            e.number(3, offset(family, direction));
+            e.number(4, length as u32);
         });
         if masked {
-            expression(&mut list, "bitwise", |e| {
-                number(e, 1, NFT_REG_1);
-                number(e, 2, NFT_REG_1);
-                number(e, 3, length as u32);
-                number(e, 6, 0);
-                nested(e, 4, |mask| attribute(mask, 1, &octets(net.netmask())));
-                nested(e, 5, |xor| attribute(xor, 1, &vec![0; length]));
+            expression(list, "bitwise", |e| {
+                e.number(1, NFT_REG_1);
+                e.number(2, NFT_REG_1);
+                e.number(3, length as u32);
+                e.number(6, 0);
+                e.nest(4, |mask| mask.bytes(1, &octets(net.netmask())));
+                e.nest(5, |xor| xor.bytes(1, &vec![0; length]));
             });
         }
-        expression(&mut list, "cmp", |e| {
-            number(e, 1, NFT_REG_1);
-            number(e, 2, NFT_CMP_EQ);
-            nested(e, 3, |value| attribute(value, 1, &address[..length]));
+        expression(list, "cmp", |e| {
+            e.number(1, NFT_REG_1);
+            e.number(2, NFT_CMP_EQ);
+            e.nest(3, |value| value.bytes(1, &address[..length]));
         });
     }
-    expression(&mut list, "match", |e| {
+    expression(list, "match", |e| {
         let mut comment = match direction {
             Direction::From => COMMENT_FROM,
             Direction::To => COMMENT_TO,
@@ -138,31 +116,18 @@ fn expressions(net: &IpNet, direction: Direction) -> Vec<u8> {
         .as_bytes()
         .to_vec();
         comment.resize(COMMENT_SIZE, 0);
-        text(e, 1, "comment");
-        number(e, 2, 0);
-        attribute(e, 3, &comment);
+        e.text(1, "comment");
+        e.number(2, 0);
+        e.bytes(3, &comment);
     });
-    expression(&mut list, "counter", |e| {
-        attribute(e, 1, &0u64.to_be_bytes());
-        attribute(e, 2, &0u64.to_be_bytes());
+    expression(list, "counter", |e| {
+        e.bytes(1, &0u64.to_be_bytes());
+        e.bytes(2, &0u64.to_be_bytes());
     });
-    expression(&mut list, "immediate", |e| {
-        number(e, 1, NFT_REG_VERDICT);
-        nested(e, 2, |data| nested(data, 2, |verdict| number(verdict, 1, NF_ACCEPT)));
+    expression(list, "immediate", |e| {
+        e.number(1, NFT_REG_VERDICT);
+        e.nest(2, |data| data.nest(2, |verdict| verdict.number(1, NF_ACCEPT)));
     });
-    list
-}
-
-pub(crate) fn value(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
-pub(crate) fn value_number(bytes: &[u8], wanted: u16) -> Option<u32> {
-    Some(u32::from_be_bytes(value(bytes, wanted)?.try_into().ok()?))
-}
-
-pub(crate) fn value_text(bytes: &[u8], wanted: u16) -> Option<&str> {
-    std::str::from_utf8(value(bytes, wanted)?).ok()?.split('\0').next()
 }
 
 /// The prefix that a mask stands for.
@@ -175,25 +140,24 @@ fn prefix(address: &[u8], bits: u8) -> Option<IpNet> {
 }
 
 /// Reads a rule of ours. A rule that has anything else in it is somebody's who borrowed our words.
-fn read(family: u8, rule: &[u8]) -> Option<Found> {
+fn read(family: u8, rule: Attributes<'_>) -> Option<Found> {
     let size = if family == NFPROTO_IPV4 { 4 } else { 16 };
-    let handle = u64::from_be_bytes(value(rule, 3)?.try_into().ok()?);
+    let handle = u64::from_be_bytes(rule.get(3)?.try_into().ok()?);
     let (mut place, mut mask, mut address, mut comment, mut accepts) = (None, None, None, None, false);
-    for (_, element) in attributes(value(rule, 4)?) {
-        let data = value(element, 2).unwrap_or_default();
-        match value_text(element, 1)? {
-            "payload" if place.is_none() && value_number(data, 2)? == NFT_PAYLOAD_NETWORK_HEADER => {
-                place = Some(value_number(data, 3)?);
+    for (_, element) in rule.nest(4)? {
+        let element = Attributes(element);
+        let data = element.nest(2).unwrap_or(Attributes(&[]));
+        match element.text(1)? {
+            "payload" if place.is_none() && data.number(2)? == NFT_PAYLOAD_NETWORK_HEADER => {
+                place = Some(data.number(3)?);
             }
-            "bitwise" if mask.is_none() => mask = Some(value(value(data, 4)?, 1)?),
-            "cmp" if address.is_none() && value_number(data, 2)? == NFT_CMP_EQ => {
-                address = Some(value(value(data, 3)?, 1)?);
+            "bitwise" if mask.is_none() => mask = Some(data.nest(4)?.get(1)?),
+            "cmp" if address.is_none() && data.number(2)? == NFT_CMP_EQ => {
+                address = Some(data.nest(3)?.get(1)?);
             }
-            "match" if comment.is_none() && value_text(data, 1)? == "comment" => {
-                comment = Some(value_text(data, 3)?);
-            }
+            "match" if comment.is_none() && data.text(1)? == "comment" => comment = Some(data.text(3)?),
             "counter" => {}
-            "immediate" => accepts = value_number(value(value(data, 2)?, 2)?, 1)? == NF_ACCEPT,
+            "immediate" => accepts = data.nest(2)?.nest(2)?.number(1)? == NF_ACCEPT,
             _ => return None,
         }
     }
@@ -220,19 +184,18 @@ fn read(family: u8, rule: &[u8]) -> Option<Found> {
     Some(Found { direction, net, handle })
 }
 
-fn chain_attributes() -> Vec<u8> {
-    let mut list = Vec::new();
-    text(&mut list, 1, TABLE);
-    text(&mut list, 2, CHAIN);
-    list
+/// What names our chain in a message about rules.
+fn in_chain(to: &mut Writer) {
+    to.text(1, TABLE);
+    to.text(2, CHAIN);
 }
 
 /// Our rules of a family.
 fn list(socket: &mut Socket, family: u8) -> Result<Vec<Found>, Refused> {
-    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family, &chain_attributes());
+    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family, in_chain);
     let found = socket.dump(&get, |message| {
         let rule = nftables::body(message);
-        let here = value_text(rule, 1) == Some(TABLE) && value_text(rule, 2) == Some(CHAIN);
+        let here = rule.text(1) == Some(TABLE) && rule.text(2) == Some(CHAIN);
         (here && message.payload.first() == Some(&family)).then(|| read(family, rule)).flatten()
     });
     match found {
@@ -266,10 +229,10 @@ pub(crate) fn chain_exists(
     family: u8,
     (table, chain): (&str, &str),
 ) -> Result<bool, Refused> {
-    let mut list = Vec::new();
-    text(&mut list, 1, table);
-    text(&mut list, 3, chain);
-    let get = nftables::message(nftables::NFT_MSG_GETCHAIN, 0, family, &list);
+    let get = nftables::message(nftables::NFT_MSG_GETCHAIN, 0, family, |to| {
+        to.text(1, table);
+        to.text(3, chain);
+    });
     match socket.get(&get, |_| ()) {
         Ok(()) => Ok(true),
         Err(refused) if matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
@@ -281,19 +244,18 @@ pub(crate) fn chain_exists(
 
 /// Table and chain as iptables makes them when it needs them first.
 fn create_chain(family: u8) -> [Request; 2] {
-    let (mut table, mut chain) = (Vec::new(), Vec::new());
-    text(&mut table, 1, TABLE);
-    text(&mut chain, 1, TABLE);
-    text(&mut chain, 3, CHAIN);
-    nested(&mut chain, 4, |hook| {
-        number(hook, 1, NF_INET_FORWARD);
-        number(hook, 2, 0);
-    });
-    number(&mut chain, 5, NF_ACCEPT);
-    text(&mut chain, 7, "filter");
     [
-        nftables::message(nftables::NFT_MSG_NEWTABLE, NLM_F_CREATE, family, &table),
-        nftables::message(nftables::NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, &chain),
+        nftables::message(nftables::NFT_MSG_NEWTABLE, NLM_F_CREATE, family, |table| table.text(1, TABLE)),
+        nftables::message(nftables::NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, |chain| {
+            chain.text(1, TABLE);
+            chain.text(3, CHAIN);
+            chain.nest(4, |hook| {
+                hook.number(1, NF_INET_FORWARD);
+                hook.number(2, 0);
+            });
+            chain.number(5, NF_ACCEPT);
+            chain.text(7, "filter");
+        }),
     ]
 }
 
@@ -308,10 +270,11 @@ pub(crate) fn add(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), Ref
             if there.iter().any(|rule| rule.net == net && rule.direction == direction) {
                 continue;
             }
-            let mut rule = chain_attributes();
-            nested(&mut rule, 4, |list| list.extend(expressions(&net, direction)));
             // Without a place and without "append" a rule goes to the head of its chain.
-            changes.push(nftables::message(nftables::NFT_MSG_NEWRULE, NLM_F_CREATE, family, &rule));
+            changes.push(nftables::message(nftables::NFT_MSG_NEWRULE, NLM_F_CREATE, family, |rule| {
+                in_chain(rule);
+                rule.nest(4, |list| expressions(list, &net, direction));
+            }));
         }
         if !changes.is_empty() && !chain_exists(socket, family, (TABLE, CHAIN))? {
             changes.splice(0..0, create_chain(family));
@@ -327,9 +290,10 @@ pub(crate) fn delete(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), 
         let ours = list(socket, family)?.into_iter().filter(|rule| rule.net == accept.0);
         Ok(ours
             .map(|rule| {
-                let mut which = chain_attributes();
-                attribute(&mut which, 3, &rule.handle.to_be_bytes());
-                nftables::message(nftables::NFT_MSG_DELRULE, 0, family, &which)
+                nftables::message(nftables::NFT_MSG_DELRULE, 0, family, |which| {
+                    in_chain(which);
+                    which.bytes(3, &rule.handle.to_be_bytes());
+                })
             })
             .collect())
     })
@@ -360,12 +324,22 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// A rule as the kernel tells it, number 7 of its chain.
+    fn rule(list: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut rule = Writer::default();
+        in_chain(&mut rule);
+        rule.bytes(3, &7u64.to_be_bytes());
+        rule.nest(4, list);
+        rule.0
+    }
+
     #[test]
     fn bytes_are_those_of_iptables() {
         let padding = "00".repeat(COMMENT_SIZE - COMMENT_FROM.len());
         let wanted = [IPTABLES[0], &padding, IPTABLES[1]].concat();
-        let hex: String =
-            expressions(&net("10.2.1.0/24"), Direction::From).iter().map(|b| format!("{b:02x}")).collect();
+        let mut written = Writer::default();
+        expressions(&mut written, &net("10.2.1.0/24"), Direction::From);
+        let hex: String = written.0.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, wanted);
     }
 
@@ -375,10 +349,8 @@ mod tests {
             ["10.2.1.0/24", "10.2.1.7/32", "10.2.0.0/17", "0.0.0.0/0", "fd00:1::/64", "fd00:1::/70", "::/0"]
         {
             for direction in [Direction::From, Direction::To] {
-                let mut rule = chain_attributes();
-                attribute(&mut rule, 3, &7u64.to_be_bytes());
-                nested(&mut rule, 4, |list| list.extend(expressions(&net(text), direction)));
-                let found = read(family(&net(text)), &rule).unwrap();
+                let rule = rule(|list| expressions(list, &net(text), direction));
+                let found = read(family(&net(text)), Attributes(&rule)).unwrap();
                 assert_eq!((found.direction, found.net, found.handle), (direction, net(text), 7));
             }
         }
@@ -386,12 +358,10 @@ mod tests {
 
     #[test]
     fn a_rule_with_more_in_it_is_not_ours() {
-        let mut rule = chain_attributes();
-        attribute(&mut rule, 3, &7u64.to_be_bytes());
-        nested(&mut rule, 4, |list| {
-            expression(list, "meta", |e| number(e, 2, 4));
-            list.extend(expressions(&net("10.2.1.0/24"), Direction::From));
+        let rule = rule(|list| {
+            expression(list, "meta", |e| e.number(2, 4));
+            expressions(list, &net("10.2.1.0/24"), Direction::From);
         });
-        assert!(read(NFPROTO_IPV4, &rule).is_none());
+        assert!(read(NFPROTO_IPV4, Attributes(&rule)).is_none());
     }
 }

@@ -7,12 +7,13 @@
 //!                      -p ipencap "Kilo: reject other IPIP traffic" -j DROP
 //! ```
 
+use kilo_nftables::{Attributes, Writer};
 use kilo_state::{Leftover, UpstreamChain};
 use rustix::io::Errno;
 
-use crate::iptables_forward::{attribute, chain_exists, text, value, value_number, value_text};
+use crate::iptables_forward::chain_exists;
 use crate::netlink::nftables::{self, NFPROTO_IPV4, NFPROTO_IPV6};
-use crate::netlink::socket::{Refused, Request, Socket, attributes};
+use crate::netlink::socket::{Refused, Request, Socket};
 
 /// What the comments of all of upstream's rules begin with.
 const COMMENT: &str = "Kilo: ";
@@ -71,14 +72,15 @@ enum Part {
 }
 
 /// The comment of a rule, by the match of that name or in the rule's own data.
-fn comment(rule: &[u8]) -> Option<&str> {
-    let of_match = value(rule, 4).into_iter().flat_map(attributes).find_map(|(_, element)| {
-        let data = value(element, 2)?;
-        let is_comment = value_text(element, 1)? == "match" && value_text(data, 1)? == "comment";
-        if is_comment { text_before_zero(value(data, 3)?) } else { None }
+fn comment(rule: Attributes<'_>) -> Option<&str> {
+    let of_match = rule.nest(4).into_iter().flatten().find_map(|(_, element)| {
+        let element = Attributes(element);
+        let data = element.nest(2)?;
+        let is_comment = element.text(1)? == "match" && data.text(1)? == "comment";
+        if is_comment { data.text(3) } else { None }
     });
     of_match.or_else(|| {
-        let mut data = value(rule, 7)?;
+        let mut data = rule.get(7)?;
         while let [kind, length, rest @ ..] = data {
             let value = rest.get(..usize::from(*length))?;
             if *kind == UDATA_COMMENT {
@@ -95,19 +97,20 @@ fn text_before_zero(bytes: &[u8]) -> Option<&str> {
 }
 
 /// The chain that a rule sends packets to.
-fn target(rule: &[u8]) -> Option<&str> {
-    attributes(value(rule, 4)?).find_map(|(_, element)| {
-        if value_text(element, 1)? != "immediate" {
+fn target(rule: Attributes<'_>) -> Option<&str> {
+    rule.nest(4)?.find_map(|(_, element)| {
+        let element = Attributes(element);
+        if element.text(1)? != "immediate" {
             return None;
         }
-        let verdict = value(value(value(element, 2)?, 2)?, 2)?;
-        JUMPS.contains(&value_number(verdict, 1)?).then(|| value_text(verdict, 2)).flatten()
+        let verdict = element.nest(2)?.nest(2)?.nest(2)?;
+        JUMPS.contains(&verdict.number(1)?).then(|| verdict.text(2)).flatten()
     })
 }
 
 /// What a rule has to do with a chain of upstream's, if anything.
-fn part(rule: &[u8], wanted: UpstreamChain) -> Option<Part> {
-    let chain = value_text(rule, 2)?;
+fn part(rule: Attributes<'_>, wanted: UpstreamChain) -> Option<Part> {
+    let chain = rule.text(2)?;
     let (_, name) = place(wanted);
     if chain == name {
         return Some(Part::Inside);
@@ -120,19 +123,17 @@ fn part(rule: &[u8], wanted: UpstreamChain) -> Option<Part> {
     if comment.is_none() {
         return Some(Part::Foreign);
     }
-    Some(Part::Around(chain.to_owned(), u64::from_be_bytes(value(rule, 3)?.try_into().ok()?)))
+    Some(Part::Around(chain.to_owned(), u64::from_be_bytes(rule.get(3)?.try_into().ok()?)))
 }
 
 /// Looks for one of upstream's chains and all that has to do with it.
 fn find(socket: &mut Socket, ipv6: bool, chain: UpstreamChain) -> Result<Found, Refused> {
     let (table, _) = place(chain);
     let mut found = Found { chain: chain_exists(socket, family(ipv6), place(chain))?, ..Found::default() };
-    let mut of_table = Vec::new();
-    text(&mut of_table, 1, table);
-    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family(ipv6), &of_table);
+    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family(ipv6), |to| to.text(1, table));
     let parts = socket.dump(&get, |message| {
         let rule = nftables::body(message);
-        let here = value_text(rule, 1) == Some(table) && message.payload.first() == Some(&family(ipv6));
+        let here = rule.text(1) == Some(table) && message.payload.first() == Some(&family(ipv6));
         here.then(|| part(rule, chain)).flatten()
     });
     let parts = match parts {
@@ -173,24 +174,24 @@ pub(crate) fn remove(socket: &mut Socket, ipv6: bool, chain: UpstreamChain) -> R
     nftables::commit(socket, |socket| {
         let found = find(socket, ipv6, chain)?;
         let mut changes: Vec<Request> = Vec::new();
-        let mut change = |kind: u16, fill: &dyn Fn(&mut Vec<u8>)| {
-            let mut body = Vec::new();
-            text(&mut body, 1, table);
-            fill(&mut body);
-            changes.push(nftables::message(kind, 0, family(ipv6), &body));
+        let mut change = |kind: u16, fill: &dyn Fn(&mut Writer)| {
+            changes.push(nftables::message(kind, 0, family(ipv6), |to| {
+                to.text(1, table);
+                fill(to);
+            }));
         };
         for (around, handle) in &found.around {
             change(nftables::NFT_MSG_DELRULE, &|body| {
-                text(body, 2, around);
-                attribute(body, 3, &handle.to_be_bytes());
+                body.text(2, around);
+                body.bytes(3, &handle.to_be_bytes());
             });
         }
         if found.inside > 0 {
             // Without a handle: all of them.
-            change(nftables::NFT_MSG_DELRULE, &|body| text(body, 2, name));
+            change(nftables::NFT_MSG_DELRULE, &|body| body.text(2, name));
         }
         if found.chain && !found.foreign {
-            change(nftables::NFT_MSG_DELCHAIN, &|body| text(body, 3, name));
+            change(nftables::NFT_MSG_DELCHAIN, &|body| body.text(3, name));
         }
         Ok(changes)
     })

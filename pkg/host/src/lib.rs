@@ -18,6 +18,7 @@ mod netlink;
 mod observe;
 mod resolve;
 mod sysctl;
+mod watch;
 pub mod wireguard;
 
 pub use config::HostConfig;

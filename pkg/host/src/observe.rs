@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kilo_agent::HostError;
 use kilo_mesh::DeviceFact;
-use kilo_state::{Dev, Device, Leftover, Observed, ObservedLink, ObservedRoute, Route, Rule};
+use kilo_state::{CniFile, Dev, Device, Leftover, Observed, ObservedLink, ObservedRoute, Route, Rule};
 
 use crate::error::refused;
 use crate::facts::best_tunnel;
@@ -84,6 +84,15 @@ impl LinuxHost {
         self.wireguard.read().await
     }
 
+    /// Reads the CNI file, and watches it from now on.
+    fn read_cni(&mut self) -> Option<CniFile> {
+        let path = self.config.cni_path.as_deref()?;
+        if let Some(watch) = &mut self.cni_watch {
+            watch.renew();
+        }
+        cni::observe(path, &mut self.cni_seen)
+    }
+
     /// Reads everything.
     pub(crate) async fn read_all(&mut self) -> Result<Observed, HostError> {
         let ipv6 = has_ipv6();
@@ -111,11 +120,13 @@ impl LinuxHost {
             forward,
             leftovers: left,
             sysctls: sysctl::observe(roles.links.values().map(|link| link.name.as_str())),
-            cni: self.config.cni_path.as_deref().and_then(cni::observe),
+            cni: self.read_cni(),
         };
         let known = &mut self.monitor.known;
         known.links = links.into_iter().map(|link| (link.index, link)).collect();
         known.addresses = addresses.into_iter().collect();
+        let sysctls = observed.sysctls.iter();
+        known.sysctls = sysctls.map(|(path, value)| (path.to_string(), value.to_string())).collect();
         known.routes = observed
             .routes
             .iter()

@@ -7,9 +7,12 @@ const TYPE_MASK: u16 = 0x3fff;
 /// Bytes of the netlink header and of the netfilter header behind it.
 pub(crate) const HEADERS: usize = 20;
 
-/// Messages one after the other.
+/// Messages or attributes one after the other, of nftables and of netlink in general.
 #[derive(Debug, Default)]
-pub(crate) struct Writer(pub Vec<u8>);
+pub struct Writer(
+    /// What was written so far.
+    pub Vec<u8>,
+);
 
 /// The headers of a message.
 pub(crate) struct Header {
@@ -27,7 +30,7 @@ pub(crate) struct Header {
 
 impl Writer {
     /// Writes a message whose attributes `content` writes.
-    pub fn message(&mut self, header: &Header, content: impl FnOnce(&mut Self)) {
+    pub(crate) fn message(&mut self, header: &Header, content: impl FnOnce(&mut Self)) {
         let start = self.0.len();
         self.0.extend(0u32.to_ne_bytes());
         self.0.extend(header.message.to_ne_bytes());
@@ -78,9 +81,13 @@ impl Writer {
     }
 }
 
-/// Attributes one after the other.
-#[derive(Clone, Copy)]
-pub(crate) struct Attributes<'a>(pub &'a [u8]);
+/// Attributes one after the other: their numbers, without the flags, and what they hold. The first malformed
+/// one ends them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a>(
+    /// What is still to be read.
+    pub &'a [u8],
+);
 
 impl<'a> Attributes<'a> {
     /// The attribute of this number.
@@ -149,4 +156,18 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>>
             attributes: Attributes(attributes),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_cut_where_they_are_malformed() {
+        let good = [6, 0, 3, 0x80, 0xaa, 0xbb, 0, 0, 5, 0, 4, 0, 0xcc];
+        let list: Vec<(u16, &[u8])> = Attributes(&good).collect();
+        assert_eq!(list, [(3, &[0xaa, 0xbb][..]), (4, &[0xcc])]);
+        assert_eq!(Attributes(&[3, 0, 1, 0]).count(), 0);
+        assert_eq!(Attributes(&[9, 0, 1, 0, 0]).count(), 0);
+    }
 }

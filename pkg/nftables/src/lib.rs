@@ -13,6 +13,7 @@ mod table;
 mod text;
 mod transaction;
 
+pub use attr::{Attributes, Writer};
 pub use dump::{Dump, Interrupted};
 pub use encode::{Batch, Query};
 pub use range::{IpRange, Ranges};

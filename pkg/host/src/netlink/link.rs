@@ -1,5 +1,6 @@
 //! Links: listing them, making an IPIP tunnel, MTU, up and down, removal.
 
+use kilo_nftables::{Attributes, Writer};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
@@ -7,7 +8,7 @@ use rtnetlink::{LinkIpIp, LinkMessageBuilder, LinkUnspec};
 use rustix::io::Errno;
 
 use super::request;
-use super::socket::{Message, Refused, Request, Socket, attributes};
+use super::socket::{Message, Refused, Request, Socket};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
@@ -40,7 +41,7 @@ pub(crate) fn parse(payload: &[u8]) -> Option<LinkState> {
         return None;
     }
     let mut link = LinkState { index: u32_at(4), name: String::new(), mtu: 0, up: u32_at(8) & IFF_UP != 0 };
-    for (kind, value) in attributes(&payload[HEADER..]) {
+    for (kind, value) in Attributes(&payload[HEADER..]) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
             IFLA_MTU => link.mtu = u32::from_ne_bytes(value.try_into().ok()?),
@@ -52,11 +53,9 @@ pub(crate) fn parse(payload: &[u8]) -> Option<LinkState> {
 
 /// All links in order of their indices.
 pub(crate) fn list(socket: &mut Socket) -> Result<Vec<LinkState>, Refused> {
-    let mut payload = vec![0; HEADER];
-    payload.extend(8u16.to_ne_bytes());
-    payload.extend(IFLA_EXT_MASK.to_ne_bytes());
-    payload.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    let get = Request { kind: RTM_GETLINK, flags: 0, payload };
+    let mut payload = Writer(vec![0; HEADER]);
+    payload.bytes(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    let get = Request { kind: RTM_GETLINK, flags: 0, payload: payload.0 };
     let read =
         |message: &Message<'_>| (message.kind == RTM_NEWLINK).then(|| parse(message.payload)).flatten();
     let mut links = socket.dump(&get, read)?;

@@ -2,9 +2,11 @@
 //! file knows one kind of object; `socket` carries the messages.
 
 pub(crate) mod address;
+pub(crate) mod culprit;
 pub(crate) mod link;
 pub(crate) mod monitor;
 pub(crate) mod nftables;
+pub(crate) mod parameter;
 pub(crate) mod route;
 pub(crate) mod rule;
 pub(crate) mod socket;

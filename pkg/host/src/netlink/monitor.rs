@@ -3,8 +3,8 @@
 //!
 //! Routes, rules and nftables objects come with the port of the socket that asked for the change. Links and
 //! IPv6 addresses come without on most kernels, so for these the monitor knows what the agent knows, and an
-//! event that tells nothing new is dropped. The same goes for the destinations of our routes: somebody who
-//! replaces one is told of only as a new route.
+//! event that tells nothing new is dropped, and so is one of a kernel parameter. The same goes for the destinations
+//! of our routes: somebody who replaces one is told of only as a new route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -19,12 +19,14 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 
+use super::culprit::{Culprits, Thing, Who};
 use super::link::LinkState;
 use super::socket::{Message, enlarge, messages};
-use super::{address, link, nftables, route, rule};
+use super::{address, link, nftables, parameter, route, rule};
 
-/// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV4_RULE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`, `_IPV6_RULE`.
-const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+/// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV4_RULE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`, `_IPV6_RULE`,
+/// `_IPV4_NETCONF`, `_IPV6_NETCONF`.
+const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 7;
 /// A datagram of notifications is one message, and a link's is the largest.
@@ -41,6 +43,8 @@ pub(crate) struct Known {
     pub addresses: BTreeSet<(u32, IpNet)>,
     /// Table and destination of the routes that are ours.
     pub routes: BTreeSet<(u32, IpNet)>,
+    /// Kernel parameters that a plan may name.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// Which links and tables are looked at.
@@ -58,39 +62,17 @@ pub(crate) struct Interest {
     pub forward: bool,
 }
 
-/// What has happened since it was last asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pending {
-    lost: bool,
-    device: bool,
-    routing: bool,
-    firewall: bool,
-}
-
-impl Pending {
-    fn add(&mut self, event: HostEvent) {
-        match event {
-            HostEvent::Lost => self.lost = true,
-            HostEvent::Device => self.device = true,
-            HostEvent::Routing => self.routing = true,
-            HostEvent::Firewall => self.firewall = true,
-        }
-    }
-
-    /// The weightiest event.
-    fn take(&mut self) -> Option<HostEvent> {
-        for (flag, event) in [
-            (&mut self.lost, HostEvent::Lost),
-            (&mut self.device, HostEvent::Device),
-            (&mut self.routing, HostEvent::Routing),
-            (&mut self.firewall, HostEvent::Firewall),
-        ] {
-            if std::mem::take(flag) {
-                return Some(event);
-            }
-        }
-        None
-    }
+/// What this agent did to a link. An event that contradicts it is somebody else's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Made it, or changed something about it.
+    Change,
+    /// Brought it up.
+    Up,
+    /// Gave it an address.
+    Add(IpNet),
+    /// Removed it.
+    Remove,
 }
 
 /// The listener.
@@ -98,12 +80,16 @@ pub(crate) struct Monitor {
     route: TokioSocket,
     nftables: TokioSocket,
     buffer: Vec<u8>,
-    pending: Pending,
+    /// What has happened since it was last asked.
+    pending: BTreeSet<HostEvent>,
     /// The link that this agent is at work on.
-    absorbing: Option<String>,
+    absorbing: Option<(String, Doing)>,
     default_changed: bool,
     /// Ports of the sockets through which this agent changes things.
     own_ports: [u32; 2],
+    /// Which of the two firewalls the transaction touched that is being told, and the port it came from.
+    transaction: (BTreeSet<Thing>, u32),
+    pub culprits: Culprits,
     pub known: Known,
     pub interest: Interest,
 }
@@ -125,10 +111,12 @@ impl Monitor {
             route: listen(NETLINK_ROUTE, &ROUTE_GROUPS)?,
             nftables: listen(NETLINK_NETFILTER, &[NFTABLES_GROUP])?,
             buffer: Vec::with_capacity(RECEIVE),
-            pending: Pending::default(),
+            pending: BTreeSet::new(),
             absorbing: None,
             default_changed: true,
             own_ports,
+            transaction: Default::default(),
+            culprits: Culprits::default(),
             known: Known::default(),
             interest,
         })
@@ -139,7 +127,7 @@ impl Monitor {
     pub(crate) async fn changed(&mut self) -> HostEvent {
         loop {
             self.drain();
-            if let Some(event) = self.pending.take() {
+            if let Some(event) = self.pending.pop_last() {
                 return event;
             }
             let (route, nftables) = (&self.route, &self.nftables);
@@ -165,9 +153,15 @@ impl Monitor {
         }
     }
 
+    /// What has been told so far will be read now, and wakes nobody.
+    pub(crate) fn forget(&mut self) {
+        self.drain();
+        self.pending.clear();
+    }
+
     /// Takes note of what this agent did to a link, without waking for it.
-    pub(crate) fn absorb(&mut self, link: &str) {
-        self.absorbing = Some(link.to_owned());
+    pub(crate) fn absorb(&mut self, link: &str, doing: Doing) {
+        self.absorbing = Some((link.to_owned(), doing));
         self.drain();
         self.absorbing = None;
     }
@@ -201,18 +195,18 @@ impl Monitor {
             Received::Datagram if from_route => {
                 for message in messages(datagram) {
                     if let Some(event) = self.route_event(&message) {
-                        self.pending.add(event);
+                        self.pending.insert(event);
                     }
                 }
             }
             Received::Datagram => {
-                if messages(datagram).any(|message| self.is_firewall_event(&message)) {
-                    self.pending.add(HostEvent::Firewall);
+                for message in messages(datagram) {
+                    self.firewall_event(&message);
                 }
             }
             Received::Lost => {
                 self.default_changed = true;
-                self.pending.add(HostEvent::Lost);
+                self.pending.insert(HostEvent::Lost);
             }
             Received::Again | Received::Nothing | Received::Broken => {}
         }
@@ -233,9 +227,10 @@ impl Monitor {
             route::RTM_NEWROUTE | route::RTM_DELROUTE => {
                 self.is_route_event(message).then_some(HostEvent::Routing)
             }
-            rule::RTM_NEWRULE | rule::RTM_DELRULE => (!self.own_ports.contains(&message.port)
-                && rule::parse(message).is_some())
-            .then_some(HostEvent::Routing),
+            rule::RTM_NEWRULE | rule::RTM_DELRULE => {
+                self.is_rule_event(message).then_some(HostEvent::Routing)
+            }
+            parameter::RTM_NEWNETCONF => self.is_parameter_event(message).then_some(HostEvent::Routing),
             _ => None,
         }
     }
@@ -244,37 +239,56 @@ impl Monitor {
         let new = link::parse(message.payload)?;
         let index = new.index;
         let name = new.name.clone();
-        let (old, came_or_went) = if message.kind == link::RTM_DELLINK {
+        let (old, gone) = if message.kind == link::RTM_DELLINK {
             (Some(self.known.links.remove(&index)?), true)
         } else {
             let old = self.known.links.insert(index, new.clone());
             if old.as_ref() == Some(&new) {
                 return None;
             }
-            let renamed = old.as_ref().is_none_or(|old| old.name != new.name);
-            (old, renamed)
+            (old, false)
         };
         let before = old.as_ref().map_or("", |old| old.name.as_str());
-        if self.absorbing.as_ref().is_some_and(|own| own == before || *own == name) {
+        if let Some((own, doing)) = &self.absorbing
+            && (own == before || *own == name)
+        {
+            let foreign = match doing {
+                Doing::Remove => false,
+                Doing::Up => gone || (!new.up && old.is_some_and(|old| old.up)),
+                Doing::Change | Doing::Add(_) => gone,
+            };
+            return foreign.then_some(HostEvent::Device);
+        }
+        let came_or_went = gone || old.as_ref().is_none_or(|old| old.name != name);
+        let event = if came_or_went && [before, &name].contains(&self.interest.wireguard.as_str()) {
+            HostEvent::Device
+        } else if self.is_watched(before) || self.is_watched(&name) {
+            HostEvent::Routing
+        } else {
             return None;
-        }
-        if came_or_went && [before, &name].contains(&self.interest.wireguard.as_str()) {
-            return Some(HostEvent::Device);
-        }
-        (self.is_watched(before) || self.is_watched(&name)).then_some(HostEvent::Routing)
+        };
+        self.culprits.note(Thing::Link(name), Who::Port(message.port));
+        Some(event)
     }
 
     fn address_event(&mut self, message: &Message<'_>) -> Option<HostEvent> {
         let address = address::parse(message)?;
-        let news = if message.kind == address::RTM_NEWADDR {
-            self.known.addresses.insert(address)
-        } else {
-            self.known.addresses.remove(&address)
+        let came = message.kind == address::RTM_NEWADDR;
+        let news =
+            if came { self.known.addresses.insert(address) } else { self.known.addresses.remove(&address) };
+        let of = self.link_name(address.0).map(str::to_owned);
+        let own = match &self.absorbing {
+            Some((link, doing)) => of.as_ref() == Some(link) && (came || *doing != Doing::Add(address.1)),
+            None => false,
         };
-        let of = self.link_name(address.0);
-        let own = self.absorbing.is_some() && of == self.absorbing.as_deref();
-        let watched = of.is_none_or(|name| self.is_watched(name));
-        (news && watched && !own).then_some(HostEvent::Routing)
+        let watched = of.as_deref().is_none_or(|name| self.is_watched(name));
+        if !news || !watched || own {
+            return None;
+        }
+        if let Some(name) = of {
+            self.culprits.note(Thing::Link(name), Who::Port(message.port));
+        }
+        Some(HostEvent::Routing)
     }
 
     /// Whether somebody touched a route of ours, one in our table, or the way out.
@@ -287,25 +301,69 @@ impl Monitor {
         let own_link = self
             .link_name(route.link)
             .is_some_and(|name| name == self.interest.wireguard || name == self.interest.tunnel);
-        route.table == TABLE
+        let ours = route.table == TABLE
             || route.protocol == PROTOCOL
             || (route.protocol == PROTOCOL_STATIC && own_link)
-            || self.known.routes.contains(&(route.table, route.dst))
-            || route.dst.prefix_len() == 0
+            || self.known.routes.contains(&(route.table, route.dst));
+        if ours {
+            let (protocol, port) = (route.protocol, message.port);
+            let replaced = message.kind == route::RTM_NEWROUTE && protocol != PROTOCOL;
+            let who = if replaced { Who::Route { protocol, port } } else { Who::Port(port) };
+            self.culprits.note(Thing::Route(route.table, route.dst), who);
+        }
+        ours || route.dst.prefix_len() == 0
     }
 
-    /// Whether somebody touched our table, or a FORWARD chain in which we have rules.
-    fn is_firewall_event(&self, message: &Message<'_>) -> bool {
-        if self.own_ports.contains(&message.port) {
+    fn is_rule_event(&mut self, message: &Message<'_>) -> bool {
+        if self.own_ports.contains(&message.port) || rule::parse(message).is_none() {
             return false;
         }
-        let Some(event) = nftables::parse_event(message) else { return false };
+        self.culprits.note(Thing::Rules, Who::Port(message.port));
+        true
+    }
+
+    /// Whether a parameter that a plan may name is not what it was.
+    fn is_parameter_event(&mut self, message: &Message<'_>) -> bool {
+        let Known { links, sysctls, .. } = &mut self.known;
+        let found = parameter::parse(message, |index| links.get(&index).map(|link| link.name.as_str()));
+        let mut news = false;
+        for (path, value) in found.into_iter().flatten() {
+            if let Some(known) = sysctls.get_mut(&path) {
+                news |= *known != value;
+                *known = value;
+            }
+        }
+        news
+    }
+
+    /// Takes note when somebody touched our table, or a FORWARD chain in which we have rules.
+    fn firewall_event(&mut self, message: &Message<'_>) {
+        if self.own_ports.contains(&message.port) {
+            return;
+        }
+        if let Some((id, name)) = nftables::parse_end(message) {
+            let (things, port) = std::mem::take(&mut self.transaction);
+            for thing in things.into_iter().filter(|_| port == message.port) {
+                self.culprits.note(thing, Who::Process { id, name: name.to_owned() });
+            }
+            return;
+        }
+        let Some(event) = nftables::parse_event(message) else { return };
         let ours = event.family == nftables::NFPROTO_INET && event.table == self.interest.table;
         let forward = self.interest.forward
             && event.table == "filter"
             && [nftables::NFPROTO_IPV4, nftables::NFPROTO_IPV6].contains(&event.family)
             && event.chain.is_none_or(|chain| chain == "FORWARD");
-        ours || forward
+        if !ours && !forward {
+            return;
+        }
+        self.pending.insert(HostEvent::Firewall);
+        let thing = if ours { Thing::Table } else { Thing::Forward };
+        self.culprits.note(thing.clone(), Who::Port(message.port));
+        if self.transaction.1 != message.port {
+            self.transaction = (BTreeSet::new(), message.port);
+        }
+        self.transaction.0.insert(thing);
     }
 }
 

@@ -1,11 +1,11 @@
 //! The netfilter socket: batches that land whole or not at all, dumps, and what notifications are about. What
 //! the messages say is the business of `kilo_nftables` and of `iptables_forward`.
 
-use kilo_nftables::{Dump, Query, Table, Transaction};
+use kilo_nftables::{Attributes, Dump, Query, Table, Transaction, Writer};
 use netlink_packet_core::NLM_F_ACK;
 use rustix::io::Errno;
 
-use super::socket::{Message, Refused, Request, Socket, attributes};
+use super::socket::{Message, Refused, Request, Socket};
 
 pub(crate) const NFPROTO_INET: u8 = 1;
 pub(crate) const NFPROTO_IPV4: u8 = 2;
@@ -16,6 +16,8 @@ const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 const NFNL_BATCH_GENID: u16 = 1;
 const NFTA_GEN_ID: u16 = 1;
+const NFTA_GEN_PROC_PID: u16 = 2;
+const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub(crate) const NFT_MSG_NEWTABLE: u16 = 0;
 pub(crate) const NFT_MSG_NEWCHAIN: u16 = 3;
@@ -33,16 +35,16 @@ const HEADER: usize = 4;
 /// How often a change is tried again that somebody else's came in between.
 const TRIES: u32 = 5;
 
-/// An `nf_tables` message for a family.
-pub(crate) fn message(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Request {
-    let mut payload = vec![family, 0, 0, 0];
-    payload.extend(attributes);
-    Request { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags, payload }
+/// An `nf_tables` message for a family, whose attributes `fill` writes.
+pub(crate) fn message(kind: u16, flags: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> Request {
+    let mut payload = Writer(vec![family, 0, 0, 0]);
+    fill(&mut payload);
+    Request { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags, payload: payload.0 }
 }
 
 /// The attributes of an `nf_tables` message.
-pub(crate) fn body<'a>(message: &Message<'a>) -> &'a [u8] {
-    message.payload.get(HEADER..).unwrap_or_default()
+pub(crate) fn body<'a>(message: &Message<'a>) -> Attributes<'a> {
+    Attributes(message.payload.get(HEADER..).unwrap_or_default())
 }
 
 /// The kind of an `nf_tables` message.
@@ -52,12 +54,8 @@ pub(crate) fn kind(message: &Message<'_>) -> u16 {
 
 /// The number of the rule set as it is; each change by anybody makes another.
 fn generation(socket: &mut Socket) -> Result<u32, Refused> {
-    let get = message(NFT_MSG_GETGEN, 0, 0, &[]);
-    let id = socket.get(&get, |answer| {
-        let (_, value) = attributes(body(answer)).find(|(kind, _)| *kind == NFTA_GEN_ID)?;
-        Some(u32::from_be_bytes(value.try_into().ok()?))
-    })?;
-    id.ok_or_else(|| Errno::PROTO.into())
+    let get = message(NFT_MSG_GETGEN, 0, 0, |_| {});
+    socket.get(&get, |answer| body(answer).number(NFTA_GEN_ID))?.ok_or_else(|| Errno::PROTO.into())
 }
 
 /// Carries out in one transaction what `compose` makes of the rule set as it is; when somebody changes that in
@@ -85,34 +83,28 @@ const RESTART: Errno = Errno::from_raw_os_error(85);
 
 /// Sends changes as one batch and waits for the verdict.
 fn send(socket: &mut Socket, changes: &[Request], generation: u32) -> Result<(), Refused> {
-    let count = changes.len() as u32 + 2;
-    let first = socket.reserve(count);
+    // For the ends of a batch the "resource" is the subsystem.
+    let end = |kind: u16| {
+        let mut payload = Writer(vec![0, 0]);
+        payload.0.extend(NFNL_SUBSYS_NFTABLES.to_be_bytes());
+        (kind, payload)
+    };
+    let (kind, mut payload) = end(NFNL_MSG_BATCH_BEGIN);
+    payload.number(NFNL_BATCH_GENID, generation);
+    let begin = Request { kind, flags: 0, payload: payload.0 };
+    let (kind, payload) = end(NFNL_MSG_BATCH_END);
+    let end = Request { kind, flags: 0, payload: payload.0 };
+
+    let first = socket.reserve(changes.len() as u32 + 2);
+    let last = first.wrapping_add(changes.len() as u32);
     let mut bytes = Vec::new();
     let mut number = first;
-    let mut put = |kind: u16, flags: u16, payload: &[u8]| {
-        bytes.extend((16 + payload.len() as u32).to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend((flags | netlink_packet_core::NLM_F_REQUEST).to_ne_bytes());
-        bytes.extend(number.to_ne_bytes());
-        bytes.extend(0u32.to_ne_bytes());
-        bytes.extend(payload);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        number = number.wrapping_add(1);
-    };
-    let mut begin = vec![0, 0];
-    begin.extend(NFNL_SUBSYS_NFTABLES.to_be_bytes());
-    let end = begin.clone();
-    begin.extend(8u16.to_ne_bytes());
-    begin.extend(NFNL_BATCH_GENID.to_ne_bytes());
-    begin.extend(generation.to_be_bytes());
-    put(NFNL_MSG_BATCH_BEGIN, 0, &begin);
-    let last = changes.len() - 1;
-    for (at, change) in changes.iter().enumerate() {
+    for request in std::iter::once(&begin).chain(changes).chain([&end]) {
         // The end of a batch is not answered by all kernels, nor when it failed: the last change is.
-        put(change.kind, change.flags | if at == last { NLM_F_ACK } else { 0 }, &change.payload);
+        request.append(&mut bytes, if number == last { NLM_F_ACK } else { 0 }, number);
+        number = number.wrapping_add(1);
     }
-    put(NFNL_MSG_BATCH_END, 0, &end);
-    socket.commit(&bytes, first, first.wrapping_add(1 + last as u32)).map_err(|(_, refused)| refused)
+    socket.commit(&bytes, first, last).map_err(|(_, refused)| refused)
 }
 
 /// Reads a table of family `inet` as it was at one moment; `None` where there is none.
@@ -167,6 +159,13 @@ pub(crate) fn apply(socket: &mut Socket, transaction: &Transaction) -> Result<()
     })
 }
 
+/// Reads the end of somebody's transaction: the number of the process, and its name.
+pub(crate) fn parse_end<'a>(message: &Message<'a>) -> Option<(u32, &'a str)> {
+    let is_end = message.kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN;
+    let attributes = is_end.then(|| body(message))?;
+    Some((attributes.number(NFTA_GEN_PROC_PID)?, attributes.text(NFTA_GEN_PROC_NAME)?))
+}
+
 /// What a notification is about.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Event<'a> {
@@ -187,10 +186,9 @@ pub(crate) fn parse_event<'a>(message: &Message<'a>) -> Option<Event<'a>> {
         NFT_MSG_NEWRULE | NFT_MSG_DELRULE => Some(2),
         _ => None,
     };
-    let text = |wanted: u16| {
-        let (_, value) = attributes(body(message)).find(|(kind, _)| *kind == wanted)?;
-        std::str::from_utf8(value).ok().map(|text| text.trim_end_matches('\0'))
-    };
+    let attributes = body(message);
     // The table is attribute 1 of all of them.
-    Some(Event { family: *message.payload.first()?, table: text(1)?, chain: chain_attribute.and_then(text) })
+    let table = attributes.text(1)?;
+    let chain = chain_attribute.and_then(|wanted| attributes.text(wanted));
+    Some(Event { family: *message.payload.first()?, table, chain })
 }

@@ -5,9 +5,8 @@
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::{
-    NLA_HEADER_SIZE, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST,
-};
+use kilo_nftables::Attributes;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST};
 use netlink_sys::SocketAddr;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -31,6 +30,8 @@ const NLMSG_DONE: u16 = 3;
 /// Message of the extended acknowledgement, and the flag that says there is one.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLM_F_ACK_TLVS: u16 = 0x200;
+/// No error number of the kernel's is further from zero.
+const MAX_ERRNO: i32 = -4095;
 
 /// What the kernel answered when it refused.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -72,6 +73,20 @@ pub(crate) struct Request {
     pub payload: Vec<u8>,
 }
 
+impl Request {
+    /// Puts the request behind others, numbered, with these flags and its own.
+    pub(crate) fn append(&self, to: &mut Vec<u8>, flags: u16, sequence: u32) {
+        let length = HEADER + self.payload.len();
+        to.extend((length as u32).to_ne_bytes());
+        to.extend(self.kind.to_ne_bytes());
+        to.extend((self.flags | flags | NLM_F_REQUEST).to_ne_bytes());
+        to.extend(sequence.to_ne_bytes());
+        to.extend(0u32.to_ne_bytes());
+        to.extend(&self.payload);
+        to.resize(to.len().next_multiple_of(4), 0);
+    }
+}
+
 /// A message that the kernel sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
@@ -94,18 +109,6 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let payload = bytes.get(HEADER..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Message { kind: u16_at(4), flags: u16_at(6), sequence: u32_at(8), port: u32_at(12), payload })
-    })
-}
-
-/// The attributes of a message without the flags of their kinds. Malformed ones end the list.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let &[l0, l1, k0, k1, ..] = rest else { return None };
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = rest.get(NLA_HEADER_SIZE..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([k0, k1]) & NLA_TYPE_MASK, value))
     })
 }
 
@@ -148,17 +151,6 @@ impl Socket {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(count);
         first
-    }
-
-    fn append(buffer: &mut Vec<u8>, request: &Request, flags: u16, sequence: u32) {
-        let length = HEADER + request.payload.len();
-        buffer.extend((length as u32).to_ne_bytes());
-        buffer.extend(request.kind.to_ne_bytes());
-        buffer.extend((request.flags | flags).to_ne_bytes());
-        buffer.extend(sequence.to_ne_bytes());
-        buffer.extend(0u32.to_ne_bytes());
-        buffer.extend(&request.payload);
-        buffer.resize(buffer.len().next_multiple_of(4), 0);
     }
 
     /// Sends bytes that are whole messages.
@@ -213,7 +205,7 @@ impl Socket {
                     break;
                 }
                 self.sequence = self.sequence.wrapping_add(1);
-                Self::append(&mut datagram, request, NLM_F_REQUEST | NLM_F_ACK, self.sequence);
+                request.append(&mut datagram, NLM_F_ACK, self.sequence);
                 count += 1;
             }
             answers.extend(self.exchange(&datagram, first, count));
@@ -285,7 +277,7 @@ impl Socket {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut datagram = Vec::new();
-        Self::append(&mut datagram, request, NLM_F_REQUEST | NLM_F_DUMP, sequence);
+        request.append(&mut datagram, NLM_F_DUMP, sequence);
         let mut list = Vec::new();
         let mut interrupted = false;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -376,7 +368,7 @@ impl Socket {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut datagram = Vec::new();
-        Self::append(&mut datagram, request, NLM_F_REQUEST, sequence);
+        request.append(&mut datagram, 0, sequence);
         let mut buffer = std::mem::take(&mut self.buffer);
         let result = self.send(&datagram).map_err(Refused::from).and_then(|()| {
             loop {
@@ -391,6 +383,9 @@ impl Socket {
             }
         });
         self.buffer = buffer;
+        if result.is_err() {
+            self.discard();
+        }
         result
     }
 }
@@ -413,32 +408,37 @@ fn outcome(message: &Message<'_>) -> Result<(), Refused> {
     let Some(Ok(code)) = message.payload.get(..4).map(<[u8; 4]>::try_from) else {
         return Err(Errno::PROTO.into());
     };
-    let code = i32::from_ne_bytes(code);
-    if code == 0 {
-        return Ok(());
-    }
+    let Some(errno) = errno(i32::from_ne_bytes(code))? else { return Ok(()) };
     let text = (message.flags & NLM_F_ACK_TLVS != 0)
         .then(|| message.payload.get(4 + HEADER..))
         .flatten()
         .and_then(message_text);
-    Err(Refused { errno: Errno::from_raw_os_error(-code), text })
+    Err(Refused { errno, text })
+}
+
+/// The number of an error as the kernel writes it, negative; `None` for success.
+fn errno(code: i32) -> Result<Option<Errno>, Refused> {
+    match code {
+        0 => Ok(None),
+        MAX_ERRNO..0 => Ok(Some(Errno::from_raw_os_error(-code))),
+        _ => Err(Errno::PROTO.into()),
+    }
 }
 
 /// What the end of a dump says; kernels since 6.9 put the error number there.
 fn done(message: &Message<'_>) -> Result<(), Refused> {
     match message.payload.get(..4).map(<[u8; 4]>::try_from) {
-        Some(Ok(code)) if i32::from_ne_bytes(code) < 0 => Err(Refused {
-            errno: Errno::from_raw_os_error(-i32::from_ne_bytes(code)),
-            text: message.payload.get(4..).and_then(message_text),
-        }),
+        Some(Ok(code)) => match errno(i32::from_ne_bytes(code))? {
+            None => Ok(()),
+            Some(errno) => Err(Refused { errno, text: message.payload.get(4..).and_then(message_text) }),
+        },
         _ => Ok(()),
     }
 }
 
 fn message_text(bytes: &[u8]) -> Option<String> {
-    attributes(bytes)
-        .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
-        .map(|(_, value)| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned())
+    let value = Attributes(bytes).get(NLMSGERR_ATTR_MSG)?;
+    Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned())
 }
 
 #[cfg(test)]
@@ -451,19 +451,10 @@ mod tests {
         assert_eq!(messages(&[0; 64]).count(), 0, "a length of zero is no message");
         let mut whole = Vec::new();
         let request = Request { kind: 7, flags: 0, payload: vec![1, 2, 3] };
-        Socket::append(&mut whole, &request, 1, 9);
-        Socket::append(&mut whole, &request, 1, 10);
+        request.append(&mut whole, 0, 9);
+        request.append(&mut whole, 0, 10);
         let numbers: Vec<u32> = messages(&whole).map(|m| m.sequence).collect();
         assert_eq!(numbers, [9, 10]);
         assert_eq!(messages(&whole[..whole.len() - 2]).count(), 1, "the second is cut off");
-    }
-
-    #[test]
-    fn attributes_are_cut_where_they_are_malformed() {
-        let good = [6, 0, 3, 0x80, 0xaa, 0xbb, 0, 0, 5, 0, 4, 0, 0xcc];
-        let list: Vec<(u16, Vec<u8>)> = attributes(&good).map(|(k, v)| (k, v.to_vec())).collect();
-        assert_eq!(list, [(3, vec![0xaa, 0xbb]), (4, vec![0xcc])]);
-        assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
-        assert_eq!(attributes(&[9, 0, 1, 0, 0]).count(), 0);
     }
 }

@@ -10,6 +10,7 @@ mod uapi;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use builtin::BuiltIn;
 use kernel::Kernel;
@@ -19,6 +20,7 @@ use kilo_state::{Device, DeviceChange, Op};
 use kilo_wireguard::PrivateKey;
 use link::Found;
 pub use status::{PeerStatus, SetDevice, SetPeer, Status};
+use tokio::sync::Notify;
 use uapi::Client;
 pub use uapi::SOCKET_DIR;
 
@@ -90,6 +92,8 @@ pub struct WireGuard {
     config: WireGuardConfig,
     backend: Option<Backend>,
     ops: DeviceOps,
+    /// Somebody else configured the built-in device.
+    touched: Arc<Notify>,
 }
 
 impl WireGuard {
@@ -106,12 +110,18 @@ impl WireGuard {
             let action = format!("opening WireGuard device {name:?}");
             return Err(HostError { action, severity: Severity::Fatal, source: "not a link's name".into() });
         }
-        Ok(Self { config, backend: None, ops: DeviceOps::default() })
+        Ok(Self { config, backend: None, ops: DeviceOps::default(), touched: Arc::default() })
     }
 
     /// What was done so far.
     pub fn ops(&self) -> DeviceOps {
         self.ops
+    }
+
+    /// Waits until somebody else configured the device by its socket. Of other devices than the built-in one this
+    /// cannot be known.
+    pub async fn touched(&self) {
+        self.touched.notified().await;
     }
 
     /// Which device is in use: `kernel`, `foreign`, `built-in`; `None` before one was found or made.
@@ -150,7 +160,7 @@ impl WireGuard {
                 Err(e) => return Err(failed(action(), e)),
             }
         }
-        let device = BuiltIn::start(name, mtu, &self.config.socket_dir, &self.config.data_dir).await;
+        let device = BuiltIn::start(name, mtu, &self.config, self.touched.clone()).await;
         self.backend = Some(Backend::BuiltIn(device.map_err(|e| failed(action(), e))?));
         tracing::info!(link = name, "Created built-in WireGuard device");
         Ok(())

@@ -5,16 +5,16 @@ mod own;
 mod tun;
 mod udp;
 
-use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 pub use device::BuiltInError;
 use device::{State, Tunnel, public};
 use kilo_wireguard::PublicKey;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::WireGuardConfig;
 use super::learned::Learned;
 use super::status::{SetDevice, SetPeer, Status};
 use super::uapi::{Answer, Backend, Errno, Server};
@@ -35,16 +35,21 @@ pub struct BuiltIn {
     link: Weak<tun_rs::AsyncDevice>,
 }
 
+/// The device as those see it who come by its socket.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<State>>);
+struct Shared {
+    state: Arc<Mutex<State>>,
+    touched: Arc<Notify>,
+}
 
 impl BuiltIn {
-    /// Makes the TUN link, down, and the socket. Nothing is bound to the network before there is a peer.
+    /// Makes the TUN link, down, and the socket. Nothing is bound to the network before there is a peer. `touched` is
+    /// told when somebody changes the device by its socket.
     pub async fn start(
         name: &str,
         mtu: Option<u32>,
-        socket_dir: &Path,
-        data_dir: &Path,
+        config: &WireGuardConfig,
+        touched: Arc<Notify>,
     ) -> Result<Self, BuiltInError> {
         let link = tun::create(name, mtu).map_err(BuiltInError::Tun)?;
         let weak = Arc::downgrade(&link);
@@ -52,11 +57,11 @@ impl BuiltIn {
         let (calls, called) = mpsc::unbounded_channel();
         let own = own::Own::new(link.if_index().map_err(BuiltInError::Tun)?);
         let ends = tun::ends(link, own.clone(), gone_tx);
-        let state = State::new(ends, own, Learned::load(data_dir), calls).await?;
+        let state = State::new(ends, own, Learned::load(&config.data_dir), calls).await?;
         let (tunnel, sources) = (state.tunnel(), state.sources());
         let state = Arc::new(Mutex::new(state));
-        let server =
-            Server::bind(socket_dir, name, Shared(Arc::clone(&state))).map_err(BuiltInError::Socket)?;
+        let shared = Shared { state: Arc::clone(&state), touched };
+        let server = Server::bind(&config.socket_dir, name, shared).map_err(BuiltInError::Socket)?;
         let tasks = [tokio::spawn(call(tunnel, called)), tokio::spawn(learn(Arc::clone(&state), sources))];
         Ok(Self { state, server, tasks, gone, link: weak })
     }
@@ -115,11 +120,14 @@ impl BuiltIn {
 
 impl Backend for Shared {
     async fn get(&self) -> Status {
-        self.0.lock().await.status(now()).await
+        self.state.lock().await.status(now()).await
     }
 
     async fn set(&self, set: SetDevice) -> Answer {
-        self.0.lock().await.set(&set).await.map_err(|error| {
+        let result = self.state.lock().await.set(&set).await;
+        // Also when it was refused: what came before that was carried out.
+        self.touched.notify_one();
+        result.map_err(|error| {
             tracing::debug!(%error, "Change by the configuration socket refused");
             match error {
                 BuiltInError::Bind { .. } => Errno::PORT_IN_USE,
