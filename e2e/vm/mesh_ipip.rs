@@ -46,6 +46,7 @@ fn agents_with_ipip(world: &World) -> Result<()> {
     world.port(&Ns::existing("west")?, "lan", "a3")?;
     again(&mut mesh, &[KERNEL, KEEP, "--encapsulate=never"])?;
     converge(&mesh, ["eth0", "eth0", "eth0"])?;
+    no_tunnel_stays_open(&mesh)?;
 
     for name in ["a1", "a2"] {
         mesh.stop(name, true)?;
@@ -118,6 +119,23 @@ fn strangers_are_kept_out(world: &World, mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.agent("a1")?.thaw()?;
     mesh.kernels_as_planned(SOON)?;
     ensure!(stranger.ping(pod).is_err(), "a stranger's IPIP comes through again");
+    Ok(())
+}
+
+/// What the tunnels of before left is closed, and then the filter is gone, too.
+fn no_tunnel_stays_open(mesh: &Mesh<'_>) -> Result<()> {
+    for name in ["a1", "a2", "a3"] {
+        let ns = &mesh.place.node(name)?.ns;
+        eventually(SOON, "the tunnel is down", || {
+            let links = ns.json("ip -j address show dev tunl0")?;
+            ensure!(!links[0]["flags"].to_string().contains("\"UP\""), "{name}: {links}");
+            ensure!(links[0]["addr_info"] == serde_json::json!([]), "{name}: {links}");
+            ensure!(!ns.run("nft list table inet kilo")?.contains("chain input"), "{name} still filters IPIP");
+            Ok(())
+        })?;
+    }
+    let pod = mesh.place.node("a1")?.pod.address;
+    ensure!(Ns::existing("stranger")?.ping(pod).is_err(), "a stranger's IPIP comes through");
     Ok(())
 }
 

@@ -96,6 +96,11 @@ impl Agent {
         self.process.id()
     }
 
+    /// What it has printed so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// What a page answers with status 200.
     pub fn get(&self, path: &str) -> Result<String> {
         self.ns.http_get(LISTEN, path)
@@ -108,9 +113,19 @@ impl Agent {
 
     /// How many operations of these kinds the agent has carried out; of all kinds when none is named.
     pub fn operations(&self, kinds: &[&str]) -> Result<f64> {
+        self.count("kilo_operations_total{", kinds)
+    }
+
+    /// How many of them put right what somebody else had changed.
+    pub fn repairs(&self, kinds: &[&str]) -> Result<f64> {
+        self.count("kilo_repairs_total{", kinds)
+    }
+
+    /// The sum of the metrics that begin so and are of these kinds.
+    fn count(&self, metric: &str, kinds: &[&str]) -> Result<f64> {
         let text = self.get("/metrics")?;
         let wanted = |line: &&str| {
-            line.starts_with("kilo_operations_total{")
+            line.starts_with(metric)
                 && (kinds.is_empty() || kinds.iter().any(|kind| line.contains(&format!("kind=\"{kind}\""))))
         };
         text.lines()

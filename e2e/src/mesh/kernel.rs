@@ -269,10 +269,12 @@ const IPIP_RULES: [&str; 3] =
     ["l4proto ipip ip saddr @ipip4 accept", "l4proto ipip ip6 saddr @ipip6 accept", "l4proto ipip drop"];
 
 fn planned_ipip(plan: &Value) -> Result<Lines> {
+    if plan["firewall"]["ipip"]["filtered"] != true {
+        return Ok(Lines::new());
+    }
     let ranges = list(&plan["firewall"]["ipip"], "allowSources").iter().filter_map(Value::as_str).map(net);
-    let Some(line) = set_line("sources", ranges.collect::<Result<_>>()?) else { return Ok(Lines::new()) };
     let mut lines = numbered(IPIP_RULES.map(str::to_owned));
-    lines.insert(line);
+    lines.extend(set_line("sources", ranges.collect::<Result<_>>()?));
     Ok(lines)
 }
 

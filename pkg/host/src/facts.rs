@@ -91,6 +91,12 @@ impl LinuxHost {
                 Compatibility::Flannel => Some(links.iter().any(|link| link.name == tunnel)),
                 Compatibility::Cilium => Some(links.iter().any(|link| link.name == tunnels[0])),
             },
+            tunnel_addresses: links
+                .iter()
+                .filter(|link| link.name == tunnel && link.up)
+                .flat_map(|link| addresses.iter().filter(|(index, _)| *index == link.index))
+                .map(|(_, net)| *net)
+                .collect(),
             ipv6: Some(can_use_ipv6()),
             legacy_filter_v4: self.config.forward_rules && iptables_forward::has_legacy_filter(false),
             legacy_filter_v6: self.config.forward_rules && iptables_forward::has_legacy_filter(true),

@@ -7,6 +7,7 @@ use kilo_state::{CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, MAIN_TABL
 
 use crate::device::{Unsettled, device, one_for_each_range, without_ipv6};
 use crate::endpoint::Known;
+use crate::firewall::Tunnel;
 use crate::topology::Topology;
 use crate::{
     Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Routing, mtu, parse,
@@ -24,7 +25,7 @@ pub(crate) struct Input<'a> {
     pub(crate) inside: Inside,
     pub(crate) firewall: &'a Firewall,
     pub(crate) mtu: &'a MtuDecision,
-    pub(crate) tunnel_address: Option<IpNet>,
+    pub(crate) tunnel: Tunnel,
     /// Some range is there for two nodes.
     pub(crate) twice: bool,
 }
@@ -101,7 +102,21 @@ fn links(input: &Input<'_>) -> Vec<Link> {
             create: !foreign,
             mtu: facts.host.private_mtu.filter(|_| !foreign).map(|m| m.saturating_sub(mtu::IPIP_OVERHEAD)),
             up: true,
-            addresses: inside.local.then(|| input.tunnel_address.into_iter().collect()),
+            addresses: match input.tunnel {
+                Tunnel::Used(address) => Some(address.into_iter().collect()),
+                Tunnel::Unused | Tunnel::Left => None,
+            },
+        });
+    }
+    if input.tunnel == Tunnel::Left {
+        links.push(Link {
+            dev: Dev::Tunnel,
+            name: names.tunnel.as_str().into(),
+            kind: LinkKind::Ipip,
+            create: false,
+            mtu: None,
+            up: false,
+            addresses: Some(Vec::new()),
         });
     }
     links

@@ -43,6 +43,8 @@ pub struct HostFacts {
     pub ipip: Option<bool>,
     /// The flannel or Cilium tunnel link is there; `None` where nobody looked.
     pub tunnel: Option<bool>,
+    /// The addresses of the tunnel; none while it is down.
+    pub tunnel_addresses: Vec<IpNet>,
     /// Whether the kernel has IPv6; `None` where nobody looked.
     pub ipv6: Option<bool>,
     /// iptables-legacy has an IPv4 filter table; rules of iptables-nft cannot override its drops.

@@ -43,14 +43,52 @@ pub struct Forward {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ipip {
-    /// The private addresses of the own location. Empty where nobody sends IPIP to us; then IPIP is not
-    /// filtered either.
+    /// The private addresses of the own location. Empty where nobody sends IPIP to us.
     pub allow_sources: Vec<IpNet>,
+    /// IPIP from anybody else is dropped: a tunnel of ours is up, or still has to go.
+    pub filtered: bool,
+}
+
+/// The tunnel inside the location that is ours to give an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tunnel {
+    /// There is none, or it is somebody else's.
+    Unused,
+    /// It has this address, if there is one.
+    Used(Option<IpNet>),
+    /// It is not wanted any more, but still up with nothing but the address that we gave it. Without a filter it
+    /// would take in what strangers send.
+    Left,
+}
+
+impl Tunnel {
+    /// What the tunnel is, given how packets travel.
+    pub(crate) fn new(topology: &Topology, facts: &Facts, inside: Inside) -> Self {
+        let address = first_host(topology.local().subnet);
+        let ours = matches!(inside.encapsulator, Encapsulator::Ipip | Encapsulator::Cilium);
+        let left = inside.strategy == Encapsulate::Never
+            && facts.host.interfaces.tunnel == "tunl0"
+            && address.is_some_and(|address| facts.host.tunnel_addresses == [address]);
+        if ours && inside.local && inside.strategy != Encapsulate::Never {
+            Self::Used(address)
+        } else if left {
+            Self::Left
+        } else {
+            Self::Unused
+        }
+    }
+}
+
+/// The first address after a range's own, as a range by itself.
+fn first_host(net: IpNet) -> Option<IpNet> {
+    let (v6, first) = parse::number(net.network());
+    let ip = parse::address(v6, first.checked_add(1)?)?;
+    net.contains(&ip).then(|| parse::one(ip))
 }
 
 /// The firewall of the local node.
 /// Beside it: whether some range is there for two nodes.
-pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> (Firewall, bool) {
+pub(crate) fn firewall(topology: &Topology, config: &Config, tunnel: Tunnel) -> (Firewall, bool) {
     let own = topology.local_segment();
     let own_ranges = || own.allowed_location_ips.iter().map(IpNet::trunc);
 
@@ -89,7 +127,10 @@ pub(crate) fn firewall(topology: &Topology, config: &Config, inside: Inside) -> 
             except_destinations: except,
         },
         forward: Forward { accept: sorted(accept) },
-        ipip: Ipip { allow_sources: sorted(ipip_sources(topology, inside)) },
+        ipip: Ipip {
+            allow_sources: sorted(ipip_sources(topology, tunnel)),
+            filtered: tunnel != Tunnel::Unused,
+        },
     };
     (firewall, twice)
 }
@@ -133,11 +174,8 @@ pub(crate) fn leftover_findings(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Upstream's list: the private addresses of the *location*, so nobody in full granularity.
-fn ipip_sources(topology: &Topology, inside: Inside) -> Vec<IpNet> {
-    let ours = matches!(inside.encapsulator, Encapsulator::Ipip | Encapsulator::Cilium);
-    if !ours || !inside.local || inside.strategy == Encapsulate::Never {
-        return Vec::new();
-    }
+fn ipip_sources(topology: &Topology, tunnel: Tunnel) -> Vec<IpNet> {
+    let Tunnel::Used(_) = tunnel else { return Vec::new() };
     let location = topology.segments.iter().find(|s| !s.name.node && s.name.name == topology.location);
     let members = location.map(|s| topology.members(s)).unwrap_or_default();
     members.iter().filter_map(|n| n.private_ip).map(parse::one).collect()

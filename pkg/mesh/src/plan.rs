@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::claims::Claims;
 use crate::device::Unsettled;
 use crate::endpoint::Known;
+use crate::firewall::Tunnel;
 use crate::topology::{Topology, TopologyError};
 use crate::{
     Compatibility, Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Node,
-    Peer, Routing, annotations, desired, firewall, mtu, parse,
+    Peer, Routing, annotations, desired, firewall, mtu,
 };
 
 /// What became of a plan.
@@ -300,15 +301,10 @@ fn mesh(
     let inside = inside(config, facts, findings)?;
     let (topology, found, claims) = Topology::with_claims(config, nodes, peers, facts)?;
     findings.extend(found);
-    let (firewall, twice) = firewall::firewall(&topology, config, inside);
+    let tunnel = Tunnel::new(&topology, facts, inside);
+    let (firewall, twice) = firewall::firewall(&topology, config, tunnel);
     findings.extend(firewall::legacy_findings(&firewall.forward, facts));
     findings.extend(firewall::leftover_findings(facts));
-    let ours = matches!(inside.encapsulator, Encapsulator::Ipip | Encapsulator::Cilium);
-    let tunnel_address = if ours && inside.local && inside.strategy != Encapsulate::Never {
-        first_host(topology.local().subnet)
-    } else {
-        None
-    };
     let mtu = mtu::decide(config.mtu, facts);
     let routing = topology.routing(inside);
     let input = desired::Input {
@@ -319,13 +315,14 @@ fn mesh(
         inside,
         firewall: &firewall,
         mtu: &mtu,
-        tunnel_address,
+        tunnel,
         twice,
     };
     let desired::Drawn { mut desired, left_out, unsettled, key_twice } =
         desired::desired(&input, routing, findings);
     desired.neighbours = neighbours(nodes, &topology.location);
     let memory = Memory { claims, known, unsettled, key_twice, now: facts.now };
+    let tunnel_address = if let Tunnel::Used(address) = tunnel { address } else { None };
     Ok((Mesh { topology, inside, firewall, tunnel_address, mtu, desired, left_out }, memory))
 }
 
@@ -336,11 +333,4 @@ fn neighbours(nodes: &[&Node], location: &str) -> Vec<IpAddr> {
     list.sort_unstable();
     list.dedup();
     list
-}
-
-/// The first address after a range's own, as a range by itself.
-fn first_host(net: IpNet) -> Option<IpNet> {
-    let (v6, first) = parse::number(net.network());
-    let ip = parse::address(v6, first.checked_add(1)?)?;
-    net.contains(&ip).then(|| parse::one(ip))
 }

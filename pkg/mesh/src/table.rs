@@ -3,7 +3,7 @@
 //! ```text
 //! table inet kilo {
 //!   chain postrouting (nat, srcnat - 1)   daddr @except → return; saddr @masq_src, daddr @masq_dst → masquerade
-//!   chain input (filter)                  IPIP from @ipip → accept, other IPIP → drop; only with an @ipip
+//!   chain input (filter)                  IPIP from @ipip → accept, other IPIP → drop; only with a tunnel of ours
 //! }
 //! ```
 
@@ -69,7 +69,7 @@ pub(crate) fn table(firewall: &Firewall) -> Table {
     let chain = Chain { base: base(ChainType::Nat, Hook::Postrouting, POSTROUTING), rules };
     table.chains.insert("postrouting".into(), chain);
 
-    if !firewall.ipip.allow_sources.is_empty() {
+    if firewall.ipip.filtered {
         add_sets(&mut table, "ipip", &firewall.ipip.allow_sources);
         let mut rules: Vec<Rule> = in_set(End::Source, "ipip")
             .into_iter()

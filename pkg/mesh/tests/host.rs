@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use kilo_mesh::{
-    Config, DeviceFact, Encapsulate, Facts, HostFacts, Node, NodeObject, Outcome, Peer, PeerObject, Plan,
-    plan,
+    Config, DeviceFact, Encapsulate, Facts, Granularity, HostFacts, Node, NodeObject, Outcome, Peer,
+    PeerObject, Plan, plan,
 };
 use kilo_state::{Dev, LinkKind};
 use kilo_wireguard::PublicKey;
@@ -229,16 +229,33 @@ fn a_kernel_without_ipip_stops_only_those_who_cannot_do_without() {
     assert!(with(Encapsulate::Never).findings.is_empty());
 }
 
+/// A tunnel that is up lets in whom the firewall does not keep out.
 #[test]
-fn ipip_is_filtered_only_where_somebody_sends_it() {
-    let chains = |encapsulate| {
-        let config = Config { encapsulate, ..config(&V4, "n0") };
-        let plan = make(&config, &nodes(&V4), &[], &facts(&V4, 0));
-        let table = plan.mesh.expect("a mesh").desired.table.expect("a table");
-        table.chains.keys().map(ToString::to_string).collect::<Vec<_>>()
+fn ipip_is_filtered_wherever_a_tunnel_of_ours_is_up() {
+    let nodes = nodes(&V4);
+    let with = |encapsulate, full: bool, local: bool, addresses: &[&str]| {
+        let granularity = if full { Granularity::Full } else { Granularity::Location };
+        let config = Config { encapsulate, granularity, local, ..config(&V4, "n0") };
+        let mut facts = facts(&V4, 0);
+        facts.host.tunnel_addresses = addresses.iter().map(|net| net.parse().expect("an address")).collect();
+        let mesh = make(&config, &nodes, &[], &facts).mesh.expect("a mesh");
+        let tunnel = mesh.desired.links.iter().find(|link| link.dev == Dev::Tunnel);
+        let tunnel = tunnel.map(|link| (link.up, link.create, link.addresses.as_ref().map(Vec::len)));
+        (tunnel, mesh.desired.table.expect("a table").chains.contains_key("input"))
     };
-    assert_eq!(chains(Encapsulate::Always), ["input", "postrouting"]);
-    assert_eq!(chains(Encapsulate::Never), ["postrouting"]);
+    let up = Some((true, true, Some(1)));
+    assert_eq!(with(Encapsulate::Always, false, true, &[]), (up, true));
+    assert_eq!(with(Encapsulate::Always, true, true, &[]), (up, true), "nobody of ours sends IPIP");
+    let others = Some((true, true, None));
+    assert_eq!(with(Encapsulate::Always, false, false, &[]), (others, false), "whoever manages the location");
+    assert_eq!(with(Encapsulate::Never, false, true, &[]), (None, false));
+    // What --encapsulate=always left behind: it goes, and the filter only after it.
+    let gone = Some((false, false, Some(0)));
+    assert_eq!(with(Encapsulate::Never, false, true, &["10.42.0.1/32"]), (gone, true));
+    assert_eq!(with(Encapsulate::Never, false, false, &["10.42.0.1/32"]), (gone, true));
+    for foreign in [&["10.42.0.1/24"][..], &["10.42.0.1/32", "192.168.9.1/32"], &["10.42.1.1/32"]] {
+        assert_eq!(with(Encapsulate::Never, false, true, foreign), (None, false), "{foreign:?}");
+    }
 }
 
 #[test]
