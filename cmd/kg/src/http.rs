@@ -13,7 +13,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use kilo_agent::view::{FactsView, PlanSource, PlanView};
 use kilo_agent::{Handle, Input, Query, Status, WatchKind, WatchState};
-use kilo_mesh::{Config, Layout, Node, Outcome, Peer, svg};
+use kilo_mesh::{Config, Finding, Layout, Node, Outcome, Peer, Plan, svg};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -165,8 +165,14 @@ async fn graph(
     State(pages): State<Arc<Pages>>,
     Params(params): Params<BTreeMap<String, String>>,
 ) -> Response {
-    let plan = pages.agent.status.borrow().plan.clone();
-    let Some(plan) = plan else { return failed("there is no plan yet") };
+    if pages.agent.status.borrow().plan.is_none() {
+        return failed("there is no plan yet");
+    }
+    let made = match Made::now(&pages).await {
+        Ok(made) => made,
+        Err(reason) => return failed(reason),
+    };
+    let plan = made.plan(&pages.config);
     let Some(topology) = plan.mesh.as_ref().map(|mesh| &mesh.topology) else {
         return failed(
             plan.error.clone().unwrap_or_else(|| format!("there is no topology: {}", plan.outcome)),
@@ -190,30 +196,50 @@ fn json(value: &impl serde::Serialize) -> Response {
     }
 }
 
+/// What a plan of the moment is made from, translated.
+struct Made {
+    input: Input,
+    nodes: Vec<Node>,
+    peers: Vec<Peer>,
+    findings: Vec<Finding>,
+}
+
+impl Made {
+    async fn now(pages: &Pages) -> Result<Self, &'static str> {
+        let input = ask(pages, Query::Input).await?;
+        let config = &pages.config;
+        let read = |object| Node::from_object(object, &config.topology_label);
+        let (mut nodes, of_nodes): (Vec<_>, Vec<_>) = input.nodes.iter().map(read).unzip();
+        let (peers, of_peers): (Vec<_>, Vec<_>) = input.peers.iter().map(Peer::from_object).unzip();
+        FactsView::new(&input.facts, &config.hostname, &input.held).hold(&mut nodes);
+        let findings = of_nodes.into_iter().chain(of_peers).flatten().collect();
+        Ok(Self { input, nodes, peers, findings })
+    }
+
+    fn plan(&self, config: &Config) -> Plan {
+        let (nodes, peers): (Vec<_>, Vec<_>) = (self.nodes.iter().collect(), self.peers.iter().collect());
+        kilo_mesh::plan(config, &nodes, &peers, &self.input.facts)
+    }
+}
+
 /// The plan of the moment together with what it was made from.
 async fn plan(State(pages): State<Arc<Pages>>) -> Response {
-    let Input { nodes, peers, facts, held } = match ask(&pages, Query::Input).await {
-        Ok(input) => input,
+    let made = match Made::now(&pages).await {
+        Ok(made) => made,
         Err(reason) => return failed(reason),
     };
     let config = &pages.config;
-    let mut findings = pages.agent.status.borrow().findings.clone();
-    let (mut read_nodes, of_nodes): (Vec<_>, Vec<_>) =
-        nodes.iter().map(|object| Node::from_object(object, &config.topology_label)).unzip();
-    let (read_peers, of_peers): (Vec<_>, Vec<_>) = peers.iter().map(Peer::from_object).unzip();
-    FactsView::new(&facts, &config.hostname, &held).hold(&mut read_nodes);
-    findings.extend(of_nodes.into_iter().chain(of_peers).flatten());
-    let (read_nodes, read_peers): (Vec<_>, Vec<_>) =
-        (read_nodes.iter().collect(), read_peers.iter().collect());
+    let mut findings = Vec::from_iter(pages.agent.status.borrow().findings.iter().cloned());
+    findings.extend_from_slice(&made.findings);
     json(&PlanView::new(
-        &kilo_mesh::plan(config, &read_nodes, &read_peers, &facts),
+        &made.plan(config),
         &PlanSource {
             config,
-            node_objects: &nodes.iter().collect::<Vec<_>>(),
-            peer_objects: &peers.iter().collect::<Vec<_>>(),
-            nodes: &read_nodes,
-            peers: &read_peers,
-            facts: &facts,
+            node_objects: &made.input.nodes.iter().collect::<Vec<_>>(),
+            peer_objects: &made.input.peers.iter().collect::<Vec<_>>(),
+            nodes: &made.nodes.iter().collect::<Vec<_>>(),
+            peers: &made.peers.iter().collect::<Vec<_>>(),
+            facts: &made.input.facts,
             findings: &findings,
         },
     ))

@@ -52,16 +52,19 @@ impl Collector for AgentCollector {
     fn collect(&self) -> Vec<MetricFamily> {
         let status = self.agent.status.borrow().clone();
         let stats = &self.agent.stats;
+        let [followed, reconciles] = [&stats.followed, &stats.reconciles].map(|n| n.load(Ordering::Relaxed));
         let mut families = vec![
             gauge(
                 "kilo_build_info",
                 "Constant 1, with the version.",
                 [(vec![("version", VERSION.to_owned())], 1.0)],
             ),
+            counter("kilo_reconciles_total", "Number of reconciliation attempts.", [(vec![], reconciles)]),
             counter(
-                "kilo_reconciles_total",
-                "Number of reconciliation attempts.",
-                [(vec![], stats.reconciles.load(Ordering::Relaxed))],
+                "kilo_plans_total",
+                "Number of plans, by whether they were made as a whole or followed single peers.",
+                [("whole", reconciles.saturating_sub(followed)), ("followed", followed)]
+                    .map(|(kind, n)| (vec![("kind", kind.to_owned())], n)),
             ),
             counter(
                 "kilo_errors_total",
@@ -103,20 +106,13 @@ impl Collector for AgentCollector {
             ));
         }
         if let Some(plan) = &status.plan {
-            let topology = plan.mesh.as_ref().map(|mesh| &mesh.topology);
-            let leader = topology.is_some_and(|topology| topology.leader);
-            let peers = topology.map_or(0, |topology| topology.peers.len());
             families.push(gauge(
                 "kilo_leader",
                 "Leadership status of the node.",
-                [(vec![], f64::from(u8::from(leader)))],
+                [(vec![], f64::from(u8::from(plan.leader)))],
             ));
-            families.push(gauge(
-                "kilo_nodes",
-                "Number of nodes in the mesh.",
-                [(vec![], plan.ready_nodes.len() as f64)],
-            ));
-            families.push(gauge("kilo_peers", "Number of peers in the mesh.", [(vec![], peers as f64)]));
+            families.push(gauge("kilo_nodes", "Number of nodes in the mesh.", [(vec![], plan.nodes as f64)]));
+            families.push(gauge("kilo_peers", "Number of peers in the mesh.", [(vec![], plan.peers as f64)]));
         }
         families.retain(|family| !family.get_metric().is_empty());
         families

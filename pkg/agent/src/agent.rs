@@ -7,20 +7,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kilo_mesh::{Config, Facts, Finding, Outcome, Plan};
-use kilo_state::{Desired, Link, LinkKind, Observed, Op};
+use kilo_mesh::{Config, Facts, Finding, Outcome, PeerChange, Plan, Planner};
+use kilo_state::{Desired, Link, LinkKind, Observed, Op, Touched};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::annotations::{self, Write};
 use crate::apply::{apply, chain};
 use crate::backoff::Backoff;
+use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::drift::Drift;
 use crate::names::Names;
-use crate::report::{ErrorEvent, Input, Query, Stats, Status};
+use crate::report::{ErrorEvent, Input, Query, Stats, Status, Summary};
 use crate::store::{Changed, Store};
 use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, WatchState};
 
@@ -80,10 +82,15 @@ pub struct Agent<B, H> {
     drift: Drift,
     /// The last round left the host as planned, but for repairs that wait.
     settled: bool,
+    /// Whether there are any.
+    repairs_wait: bool,
     /// The last round made a link.
     made_link: bool,
-    plan: Option<Arc<Plan>>,
-    known_findings: BTreeSet<Finding>,
+    planner: Option<Planner>,
+    /// Names or the machine are others than they were for the last plan.
+    new_facts: bool,
+    summary: Option<Summary>,
+    known_findings: Arc<BTreeSet<Finding>>,
     status: watch::Sender<Arc<Status>>,
     stats: Arc<Stats>,
     queries: mpsc::Receiver<Query>,
@@ -100,6 +107,15 @@ enum Wake {
     Resync,
     Timer,
     Stop,
+}
+
+/// A plan to carry out.
+struct Next {
+    planner: Planner,
+    /// What of the host differs from the plan before: after a whole plan anything may.
+    touched: Option<Touched>,
+    /// Nothing does.
+    same: bool,
 }
 
 impl<B: Backend, H: Host> Agent<B, H> {
@@ -123,9 +139,12 @@ impl<B: Backend, H: Host> Agent<B, H> {
             backoff: Backoff::default(),
             drift: Drift::default(),
             settled: false,
+            repairs_wait: false,
             made_link: false,
-            plan: None,
-            known_findings: BTreeSet::new(),
+            planner: None,
+            new_facts: true,
+            summary: None,
+            known_findings: Arc::default(),
             status,
             stats,
             queries,
@@ -186,8 +205,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 }
                 Wake::Names(found) => {
                     for (name, addresses) in found {
-                        due |= self.names.learn(&mut self.facts.dns, name, addresses);
+                        self.new_facts |= self.names.learn(&mut self.facts.dns, name, addresses);
                     }
+                    due |= self.new_facts;
                 }
                 Wake::Written(result, event) => {
                     due |= self.written(result, event);
@@ -300,6 +320,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let mut errors = Vec::new();
         let mut held = 0;
         if self.observed.is_none() {
+            self.new_facts = true;
             match self.host.facts().await {
                 Ok(host) => {
                     self.facts.host = kilo_mesh::HostFacts {
@@ -315,20 +336,18 @@ impl<B: Backend, H: Host> Agent<B, H> {
             }
             self.drift.read(Instant::now(), started.elapsed());
         }
-        let plan =
-            kilo_mesh::plan(&self.settings.config, &self.store.nodes(), &self.store.peers(), &self.facts);
-        self.names.want(self.store.names(), &mut self.facts.dns);
-        self.log_findings(&plan);
+        let Next { planner, touched, same } = self.next_plan();
+        let plan = planner.plan();
         if let (Some(mesh), Some(observed)) = (&plan.mesh, &mut self.observed) {
             let desired = &mesh.desired;
-            let mut ops = kilo_state::diff(desired, observed);
+            // Beside what is touched the host is as planned, or it would have been read again.
+            let mut ops = match &touched {
+                Some(touched) if !self.repairs_wait => kilo_state::diff_touched(desired, observed, touched),
+                Some(_) | None => kilo_state::diff(desired, observed),
+            };
             let names = kilo_state::names(desired, observed);
-            let before = self.plan.as_ref().and_then(|plan| plan.mesh.as_ref());
             // Nothing new was wanted and everything was right: somebody else changed it.
-            let repair = !ops.is_empty()
-                && self.settled
-                && !self.made_link
-                && before.is_some_and(|before| before.desired == *desired);
+            let repair = !ops.is_empty() && self.settled && !self.made_link && same;
             if repair {
                 let verdict = self.drift.judge(ops, Instant::now());
                 for op in &verdict.feuds {
@@ -353,15 +372,60 @@ impl<B: Backend, H: Host> Agent<B, H> {
             }
             errors.extend(outcome);
         }
-        self.log_outcome(&plan);
-        self.write_node(&plan);
+        self.write_node(plan);
         self.finish(plan, errors, held, started.elapsed());
+        self.planner = Some(planner);
         again
     }
 
-    fn finish(&mut self, plan: Plan, errors: Vec<HostError>, held: usize, took: Duration) {
+    /// Plans, by following what has changed where that will do.
+    fn next_plan(&mut self) -> Next {
+        let changes = self.store.take_changes();
+        let whole = std::mem::take(&mut self.new_facts) | changes.whole;
+        let (followed, last) = match self.planner.take() {
+            Some(planner) if !whole && planner.can_follow(&self.facts) => {
+                (self.follow(planner, &changes), None)
+            }
+            last => (None, last),
+        };
+        let next = match followed {
+            Some((planner, touched)) => {
+                self.stats.followed.fetch_add(1, Ordering::Relaxed);
+                Next { same: touched.is_empty(), planner, touched: Some(touched) }
+            }
+            None => {
+                let (nodes, peers) = (self.store.nodes(), self.store.peers());
+                let planner = Planner::new(&self.settings.config, &nodes, &peers, &self.facts);
+                let same = last.is_some_and(|last| last.plan().wants_the_same(planner.plan()));
+                Next { planner, touched: None, same }
+            }
+        };
+        if changes.names {
+            self.names.want(self.store.names(), &mut self.facts.dns);
+        }
+        if changes.findings || next.touched.is_none() {
+            self.log_findings(next.planner.plan());
+        }
+        next
+    }
+
+    /// The plan after these changes, if they are simple.
+    fn follow(&self, planner: Planner, changes: &Changes) -> Option<(Planner, Touched)> {
+        let peers: Vec<PeerChange<'_>> = changes
+            .peers
+            .iter()
+            .map(|(name, old)| PeerChange { old: old.as_ref(), new: self.store.peer(name) })
+            .collect();
+        planner
+            .change(&self.settings.config, &self.facts, &peers)
+            .inspect_err(|reason| debug!(%reason, "Change cannot be followed"))
+            .ok()
+    }
+
+    fn finish(&mut self, plan: &Plan, errors: Vec<HostError>, held: usize, took: Duration) {
         self.stats.reconciled(took);
         self.settled = errors.is_empty();
+        self.repairs_wait = held > 0;
         let failed = errors.len();
         let first = errors.first().map(|e| chain(e));
         let waits = (held > 0).then(|| format!("{held} repairs wait, since somebody undoes them"));
@@ -372,7 +436,14 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 status.last_success = Some(self.facts.now);
             }
         });
-        self.plan = Some(Arc::new(plan));
+        let summary = Summary::from(plan);
+        let said =
+            self.summary.as_ref().is_some_and(|s| (s.outcome, &s.error) == (plan.outcome, &plan.error));
+        if plan.outcome != Outcome::Ok && !said {
+            let error = plan.error.as_deref().unwrap_or_default();
+            error!(outcome = %plan.outcome, error, "Nothing to apply");
+        }
+        self.summary = Some(summary);
         match first {
             None => self.backoff.reset(),
             Some(error) => {
@@ -384,14 +455,6 @@ impl<B: Backend, H: Host> Agent<B, H> {
         }
     }
 
-    /// Says why there is nothing to apply, when that has changed.
-    fn log_outcome(&self, plan: &Plan) {
-        let before = self.plan.as_ref().map(|p| (p.outcome, p.error.as_deref()));
-        if plan.outcome != Outcome::Ok && before != Some((plan.outcome, plan.error.as_deref())) {
-            error!(outcome = %plan.outcome, error = plan.error.as_deref().unwrap_or_default(), "Nothing to apply");
-        }
-    }
-
     fn log_findings(&mut self, plan: &Plan) {
         let findings: BTreeSet<Finding> = self.store.findings().chain(&plan.findings).cloned().collect();
         for finding in findings.difference(&self.known_findings) {
@@ -400,7 +463,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
         for finding in self.known_findings.difference(&findings) {
             info!(object = %finding.object, field = %finding.field, "Finding is settled");
         }
-        self.known_findings = findings;
+        if findings != *self.known_findings {
+            self.known_findings = Arc::new(findings);
+        }
     }
 
     /// Sends what changed about our own Node, or its check-in when that is due.
@@ -447,13 +512,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
     fn publish(&self) {
         let known = self.observed.as_ref().map(|o| o.device.is_some());
         self.status.send_if_modified(|status| {
-            let plan_changed = match (&status.plan, &self.plan) {
-                (Some(a), Some(b)) => !Arc::ptr_eq(a, b),
-                (None, None) => false,
-                (Some(_), None) | (None, Some(_)) => true,
-            };
             let device = known.unwrap_or(status.device);
-            if !plan_changed
+            if status.plan == self.summary
+                && Arc::ptr_eq(&status.findings, &self.known_findings)
                 && status.synced == self.store.synced()
                 && status.watches == *self.store.watches()
                 && status.device == device
@@ -464,8 +525,8 @@ impl<B: Backend, H: Host> Agent<B, H> {
             status.synced = self.store.synced();
             status.watches = self.store.watches().clone();
             status.device = device;
-            status.plan = self.plan.clone();
-            status.findings = self.known_findings.iter().cloned().collect();
+            status.plan = self.summary.clone();
+            status.findings = self.known_findings.clone();
             true
         });
     }
@@ -502,8 +563,11 @@ impl<B: Backend, H: Host> Agent<B, H> {
 
     /// What a host should be after a graceful stop: nothing of ours, apart from links others may use.
     fn parting(&self) -> Desired {
-        let links =
-            self.plan.iter().filter_map(|plan| plan.mesh.as_ref()).flat_map(|mesh| &mesh.desired.links);
+        let links = self
+            .planner
+            .iter()
+            .filter_map(|planner| planner.plan().mesh.as_ref())
+            .flat_map(|m| &m.desired.links);
         let goes = |link: &&Link| match link.kind {
             LinkKind::WireGuard => self.settings.clean_up_interface,
             LinkKind::Ipip => link.create,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kilo_mesh::{Facts, Finding, NodeObject, PeerObject, Plan};
+use kilo_mesh::{Facts, Finding, NodeObject, Outcome, PeerObject, Plan};
 use tokio::sync::oneshot;
 
 use crate::{WatchKind, WatchState};
@@ -17,10 +17,10 @@ pub struct Status {
     pub synced: bool,
     /// How each watch is doing.
     pub watches: BTreeMap<WatchKind, WatchState>,
-    /// The last plan.
-    pub plan: Option<Arc<Plan>>,
+    /// What came out of the last plan.
+    pub plan: Option<Summary>,
     /// All findings: the plan's and those on single objects.
-    pub findings: Vec<Finding>,
+    pub findings: Arc<BTreeSet<Finding>>,
     /// Why the host is not as planned after the last apply; `None` when it is.
     pub apply_error: Option<String>,
     /// Why our own Node cannot be written, where waiting does not mend it: others then never learn of us.
@@ -29,6 +29,34 @@ pub struct Status {
     pub last_success: Option<u64>,
     /// The WireGuard device is there.
     pub device: bool,
+}
+
+/// What came out of a plan, in few words; all of it is made again from [`Query::Input`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Whether there is a mesh.
+    pub outcome: Outcome,
+    /// Why not.
+    pub error: Option<String>,
+    /// How many nodes take part.
+    pub nodes: usize,
+    /// How many Peers take part.
+    pub peers: usize,
+    /// This node leads its segment.
+    pub leader: bool,
+}
+
+impl From<&Plan> for Summary {
+    fn from(plan: &Plan) -> Self {
+        let topology = plan.mesh.as_ref().map(|mesh| &mesh.topology);
+        Self {
+            outcome: plan.outcome,
+            error: plan.error.clone(),
+            nodes: plan.ready_nodes.len(),
+            peers: topology.map_or(0, |topology| topology.peers.len()),
+            leader: topology.is_some_and(|topology| topology.leader),
+        }
+    }
 }
 
 /// A question that only the agent's loop can answer.
@@ -90,6 +118,8 @@ pub const DURATION_BUCKETS: [f64; 12] =
 pub struct Stats {
     /// Plans made and applied.
     pub reconciles: AtomicU64,
+    /// Those of them whose plan followed single Peers; the others made a whole one.
+    pub followed: AtomicU64,
     /// Errors by event.
     errors: Mutex<BTreeMap<ErrorEvent, u64>>,
     /// Operations by kind and whether they succeeded.

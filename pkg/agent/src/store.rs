@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kilo_mesh::{Finding, Node, NodeObject, Peer, PeerObject};
 
+use crate::changes::Changes;
 use crate::presence::Presence;
 use crate::{Event, WatchKind, WatchState};
 
@@ -29,6 +30,7 @@ pub struct Store {
     listed: [bool; 2],
     watches: BTreeMap<WatchKind, WatchState>,
     presence: Presence,
+    changes: Changes,
     /// The latest check-in of another node that was heard of since somebody asked.
     news: Option<i64>,
 }
@@ -55,6 +57,7 @@ impl Store {
             listed: [false; 2],
             watches: BTreeMap::new(),
             presence: Presence::new(expiry),
+            changes: Changes::default(),
             news: None,
         }
     }
@@ -70,6 +73,9 @@ impl Store {
             self.presence.hear(self.nodes.values().map(|e| &e.translated), now);
         }
         let changed = self.work_in(event, now);
+        if of_nodes && changed == Changed::Plan {
+            self.changes.whole();
+        }
         if of_nodes && self.presence.waits() {
             let unheard = self.presence.unheard();
             return Changed::if_so(self.judge(unheard, now) | (changed == Changed::Plan));
@@ -100,8 +106,9 @@ impl Store {
                 self.watches.insert(WatchKind::Peers, WatchState::Up);
                 let gone: Vec<_> = gone(&self.peers, objects.iter().map(|o| &o.metadata.name));
                 let mut changed = self.replace_malformed(WatchKind::Peers, findings);
-                changed |= !gone.is_empty();
-                gone.iter().for_each(|name| drop(self.peers.remove(name)));
+                for name in &gone {
+                    changed |= self.remove_peer(name);
+                }
                 for object in objects {
                     changed |= self.apply_peer(object);
                 }
@@ -109,21 +116,20 @@ impl Store {
             }
             Event::NodeApplied(object) => Changed::if_so(self.apply_node(*object, now)),
             Event::NodeDeleted(name) => {
-                let malformed = self.malformed.remove(&(WatchKind::Nodes, name.clone())).is_some();
-                Changed::if_so(self.remove_node(&name) | malformed)
+                Changed::if_so(self.remove_node(&name) | self.readable(WatchKind::Nodes, &name))
             }
             Event::PeerApplied(object) => Changed::if_so(self.apply_peer(*object)),
             Event::PeerDeleted(name) => {
-                let malformed = self.malformed.remove(&(WatchKind::Peers, name.clone())).is_some();
-                Changed::if_so(self.peers.remove(&name).is_some() | malformed)
+                Changed::if_so(self.remove_peer(&name) | self.readable(WatchKind::Peers, &name))
             }
             Event::Malformed(kind, name, finding) => {
                 let gone = match kind {
                     WatchKind::Nodes => self.remove_node(&name),
-                    WatchKind::Peers => self.peers.remove(&name).is_some(),
+                    WatchKind::Peers => self.remove_peer(&name),
                 };
-                let news = self.malformed.get(&(kind, name.clone())) != Some(&finding);
-                self.malformed.insert((kind, name), finding);
+                let before = self.malformed.insert((kind, name), finding.clone());
+                let news = before != Some(finding);
+                self.changes.findings |= news;
                 Changed::if_so(gone | news)
             }
             Event::Watch(kind, state) => {
@@ -135,7 +141,7 @@ impl Store {
 
     fn apply_node(&mut self, object: NodeObject, now: u64) -> bool {
         let name = object.metadata.name.clone();
-        let unreadable = self.malformed.remove(&(WatchKind::Nodes, name.clone())).is_some();
+        let unreadable = self.readable(WatchKind::Nodes, &name);
         let (mut translated, findings) = Node::from_object(&object, &self.topology_label);
         let counted = self.presence.counts(&name);
         let counts = self.presence.judge(&mut translated, now);
@@ -148,13 +154,33 @@ impl Store {
             let like_old = Node { last_seen, held, ..translated.clone() };
             counted == counts && like_old == old.translated && findings == old.findings
         });
+        self.changes.endpoint(old.and_then(|e| e.translated.endpoint.as_ref()), translated.endpoint.as_ref());
+        self.changes.findings |= old.map_or(&[][..], |old| &old.findings) != findings;
         self.nodes.insert(name, Entry { object, translated, findings });
         !same || unreadable
     }
 
     fn remove_node(&mut self, name: &str) -> bool {
         self.presence.forget(name);
-        self.nodes.remove(name).is_some()
+        let Some(old) = self.nodes.remove(name) else { return false };
+        self.changes.endpoint(old.translated.endpoint.as_ref(), None);
+        self.changes.findings |= !old.findings.is_empty();
+        true
+    }
+
+    fn remove_peer(&mut self, name: &str) -> bool {
+        let Some(old) = self.peers.remove(name) else { return false };
+        self.changes.endpoint(old.translated.endpoint.as_ref(), None);
+        self.changes.findings |= !old.findings.is_empty();
+        self.changes.peer(name, Some(old.translated));
+        true
+    }
+
+    /// An object can be read, or is gone. Tells whether it could not be read before.
+    fn readable(&mut self, kind: WatchKind, name: &str) -> bool {
+        let unreadable = self.malformed.remove(&(kind, name.to_owned())).is_some();
+        self.changes.findings |= unreadable;
+        unreadable
     }
 
     /// Looks at the first list as a whole.
@@ -171,6 +197,9 @@ impl Store {
             let Some(entry) = self.nodes.get_mut(&name) else { continue };
             let counted = self.presence.counts(&name);
             changed |= self.presence.judge(&mut entry.translated, now) != counted;
+        }
+        if changed {
+            self.changes.whole();
         }
         changed
     }
@@ -214,10 +243,15 @@ impl Store {
 
     fn apply_peer(&mut self, object: PeerObject) -> bool {
         let name = object.metadata.name.clone();
-        let unreadable = self.malformed.remove(&(WatchKind::Peers, name.clone())).is_some();
+        let unreadable = self.readable(WatchKind::Peers, &name);
         let same = self.peers.get(&name).is_some_and(|old| old.object == object);
         if !same {
             let (translated, findings) = Peer::from_object(&object);
+            let old = self.peers.remove(&name);
+            let before = old.as_ref().and_then(|old| old.translated.endpoint.as_ref());
+            self.changes.endpoint(before, translated.endpoint.as_ref());
+            self.changes.findings |= old.as_ref().map_or(&[][..], |old| &old.findings) != findings;
+            self.changes.peer(&name, old.map(|old| old.translated));
             self.peers.insert(name, Entry { object, translated, findings });
         }
         !same || unreadable
@@ -226,6 +260,7 @@ impl Store {
     fn replace_malformed(&mut self, kind: WatchKind, findings: Vec<Finding>) -> bool {
         let old: Vec<_> = self.malformed.iter().filter(|((k, _), _)| *k == kind).map(|(_, f)| f).collect();
         let changed = !old.iter().copied().eq(findings.iter());
+        self.changes.findings |= changed;
         self.malformed.retain(|(k, _), _| *k != kind);
         // A list names no objects that it could not read; their findings do.
         self.malformed.extend(findings.into_iter().map(|f| {
@@ -253,6 +288,16 @@ impl Store {
     /// The peers, by name.
     pub fn peers(&self) -> Vec<&Peer> {
         self.peers.values().map(|e| &e.translated).collect()
+    }
+
+    /// The Peer of this name.
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.get(name).map(|e| &e.translated)
+    }
+
+    /// What has changed since this was last asked.
+    pub fn take_changes(&mut self) -> Changes {
+        self.changes.take()
     }
 
     /// The object of a node.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kilo_agent::{Agent, DiscoverConfig, Event, Handle, HostEvent, Settings, WatchKind, WatchState};
-use kilo_mesh::{Config, Encapsulate, HostFacts, Metadata, NodeObject, NodeSpec, PeerObject, PeerSpec};
+use kilo_mesh::{
+    Config, Encapsulate, HostFacts, Metadata, NodeObject, NodeSpec, Outcome, PeerObject, PeerSpec,
+};
 use kilo_state::Op;
 use kilo_testkit::{FakeBackend, FakeHost};
 use kilo_wireguard::{PrivateKey, PublicKey};
@@ -138,6 +140,7 @@ async fn one_peer_costs_its_own_operations_and_no_reading() {
     let world = World::start(false);
     world.until("set up", World::settled).await;
     let before = world.host.machine().observations;
+    let followed = world.handle.stats.followed.load(std::sync::atomic::Ordering::Relaxed);
     world.host.machine().ops.clear();
     world.backend.apply_peer(peer("laptop", 9));
     world
@@ -151,6 +154,7 @@ async fn one_peer_costs_its_own_operations_and_no_reading() {
         .await;
     let machine = world.host.machine();
     assert_eq!(machine.observations, before);
+    assert_eq!(world.handle.stats.followed.load(std::sync::atomic::Ordering::Relaxed), followed + 2);
     let of = |kind: &str| machine.ops.iter().filter(|op| op.kind() == kind).count();
     assert_eq!((of("peer"), of("route"), machine.ops.len()), (2, 2, 6), "{:?}", machine.ops);
 }
@@ -296,7 +300,7 @@ async fn without_a_node_of_ours_the_agent_waits_and_does_not_spin() {
     world.backend.apply_node(node("a", 1, true));
     world
         .until("a plan with a mesh", |w| {
-            w.handle.status.borrow().plan.as_ref().is_some_and(|plan| plan.mesh.is_some())
+            w.handle.status.borrow().plan.as_ref().is_some_and(|plan| plan.outcome == Outcome::Ok)
         })
         .await;
 }

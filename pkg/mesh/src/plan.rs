@@ -91,6 +91,16 @@ pub struct Mesh {
     pub left_out: Routing,
 }
 
+impl Plan {
+    /// Whether both want something of the host, and the same.
+    pub fn wants_the_same(&self, other: &Self) -> bool {
+        match (&self.mesh, &other.mesh) {
+            (Some(a), Some(b)) => a.desired == b.desired,
+            (None, _) | (_, None) => false,
+        }
+    }
+}
+
 impl Mesh {
     /// All routes that follow from the mesh, those left out included, sorted.
     pub fn routes(&self) -> Vec<Route> {

@@ -52,6 +52,13 @@ impl Planner {
         &self.plan
     }
 
+    /// Whether changes of single Peers can be followed at all with these facts; otherwise a whole plan must be
+    /// made.
+    pub fn can_follow(&self, facts: &Facts) -> bool {
+        let same_decisions = |memory: &Memory| !memory.key_twice && facts.now >= memory.now;
+        self.plan.mesh.is_some() && self.memory.as_ref().is_some_and(same_decisions)
+    }
+
     /// The plan after these changes, equal to a whole plan of all nodes and Peers as they are now, and the
     /// parts of the desired state in which it differs.
     ///
@@ -66,16 +73,13 @@ impl Planner {
         facts: &Facts,
         changes: &[PeerChange<'_>],
     ) -> Result<(Self, Touched), NotSimple> {
+        if !self.can_follow(facts) {
+            return Err(NotSimple("there is no mesh, two nodes have one key, or the clock went back"));
+        }
         let plan = &mut self.plan;
         let (Some(memory), Some(mesh)) = (&mut self.memory, &mut plan.mesh) else {
             return Err(NotSimple("there is no mesh"));
         };
-        if memory.key_twice {
-            return Err(NotSimple("two nodes have one key"));
-        }
-        if facts.now < memory.now {
-            return Err(NotSimple("the clock went back"));
-        }
         memory.now = facts.now;
         let mut work = Work { config, facts, memory, mesh, touched: Touched::default() };
         // What goes frees keys and ranges for what comes.

@@ -28,6 +28,11 @@ pub fn diff_touched(desired: &Desired, observed: &Observed, touched: &Touched) -
 }
 
 impl Touched {
+    /// Whether nothing was touched.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.routes.is_empty() && self.elements.is_empty()
+    }
+
     fn of_desired(&self, desired: &Desired) -> Desired {
         let route = |id: &(u32, IpNet)| {
             let places = places(&desired.routes, |route| (route.table, route.dst).cmp(id));

@@ -2,6 +2,7 @@
 //! and its built-in WireGuard in a namespace, and a cluster in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -63,9 +64,7 @@ async fn run(present: usize) -> Result<Vec<Figure>> {
     let (agent, mut handle) = Agent::new(Arc::new(backend.clone()), host, settings);
     let running = tokio::spawn(agent.run(std::future::pending()));
     let begin = Instant::now();
-    let peers = |status: &Status| {
-        status.plan.as_ref().and_then(|plan| plan.mesh.as_ref()).map_or(0, |mesh| mesh.topology.peers.len())
-    };
+    let peers = |status: &Status| status.plan.as_ref().map_or(0, |plan| plan.peers);
     until(&mut handle, START, |s| s.last_success.is_some() && s.apply_error.is_none() && peers(s) == present)
         .await?;
     let start = begin.elapsed();
@@ -86,6 +85,8 @@ async fn run(present: usize) -> Result<Vec<Figure>> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let operations = (ops(&handle) - before) as f64 / ROUNDS as f64;
+    let followed = handle.stats.followed.load(Ordering::Relaxed);
+    ensure!(followed >= ROUNDS as u64, "only {followed} of {ROUNDS} changes were followed");
     running.abort();
     walls.sort_by(f64::total_cmp);
     cpus.sort_by(f64::total_cmp);
