@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod crash;
 pub mod mesh;
 mod programs;
 mod runner;

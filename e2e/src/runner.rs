@@ -22,7 +22,9 @@ const FIGURE: &str = "figure: ";
 
 /// The `main` of the test program.
 pub fn main(tests: &[Test]) -> ExitCode {
-    if let Some(code) = netns::helper::main(crate::mesh::helper) {
+    if let Some(code) =
+        netns::helper::main(|words| crate::crash::helper(words).or_else(|| crate::mesh::helper(words)))
+    {
         return code;
     }
     let outcome = Options::parse(std::env::args().skip(1)).and_then(|options| match &options.inside {

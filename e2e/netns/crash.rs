@@ -1,0 +1,320 @@
+//! SIGKILL after every operation of a start, a change of Peers, a change of the leader and a stop: the agent that
+//! starts then makes the kernel what it would have been, and touches nothing that was right.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kilo_e2e::crash::{Phase, cni_file};
+use kilo_e2e::netns::helper as program_helper;
+use kilo_e2e::{Ns, Process, World, eventually, figure, tests};
+use serde_json::Value;
+
+tests![
+    a_kill_after_any_operation_is_mended(limit = 300),
+    a_kill_with_the_built_in_device_is_mended(limit = 300),
+];
+
+const SOON: Duration = Duration::from_secs(40);
+/// The CNI file as an init container leaves it.
+const CNI: &str = r#"{"cniVersion":"0.4.0","name":"kilo","plugins":[{"type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"}}]}"#;
+/// How many machines are tried at the same time: most of the time is waiting.
+const AT_ONCE: usize = 3;
+
+/// One machine of one kill.
+struct Machine<'w> {
+    world: &'w World,
+    ns: Ns,
+    _device: Option<Process>,
+}
+
+impl<'w> Machine<'w> {
+    /// A machine that no agent has run on; with a device that outlives agents, if it is to be `lasting`.
+    fn new(world: &'w World, lasting: bool) -> Result<Self> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let ns = world.ns(&format!("m{}", NUMBER.fetch_add(1, Ordering::SeqCst)))?;
+        ns.sh(
+            "ip link add eth0 address 02:00:00:00:00:01 type veth peer name eth1
+             ip link set eth0 up; ip link set eth1 up
+             ip addr add 10.1.0.1/24 dev eth0; ip route add default via 10.1.0.254 dev eth0
+             echo 0 > /proc/sys/net/ipv4/ip_forward",
+        )?;
+        std::fs::write(cni_file(ns.dir()), CNI).context("writing the CNI file")?;
+        let hosts = ns.dir().join("hosts");
+        std::fs::write(hosts, "127.0.0.1 localhost\n10.1.0.1 a1\n").context("writing the file of hosts")?;
+        let device = match lasting {
+            false => None,
+            true => {
+                let dir = ns.dir().join("device");
+                std::fs::create_dir_all(&dir).context("creating the device's directory")?;
+                let exe = program_helper::program()?;
+                let words = ["--helper", "wg-device", "userspace", "kilo0"];
+                let mut argv = vec![exe.as_os_str()];
+                argv.extend(words.iter().map(std::ffi::OsStr::new));
+                argv.push(dir.as_os_str());
+                let device = ns.spawn("device", &argv)?;
+                eventually(SOON, "the device is there", || ns.run("wg show kilo0"))?;
+                Some(device)
+            }
+        };
+        Ok(Self { world, ns, _device: device })
+    }
+
+    /// Runs an agent through a phase until it settles or is killed.
+    fn agent(&self, phase: Phase, at: &str) -> Result<Run> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let exe = program_helper::program()?;
+        let hosts = self.ns.dir().join("hosts");
+        let argv = [
+            "sh".as_ref(),
+            "-c".as_ref(),
+            "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"".as_ref(),
+            "sh".as_ref(),
+            hosts.as_os_str(),
+            exe.as_os_str(),
+            "--helper".as_ref(),
+            "crash-agent".as_ref(),
+            phase.name().as_ref(),
+            at.as_ref(),
+            self.ns.dir().as_os_str(),
+        ];
+        let name = format!("agent-{}", NUMBER.fetch_add(1, Ordering::SeqCst));
+        let mut process = self.ns.spawn(&name, &argv)?;
+        let start = Instant::now();
+        loop {
+            let ended = process.ended();
+            let log = process.log();
+            let settled = log.lines().any(|line| line == "settled");
+            if settled || ended.is_some() {
+                let kinds = log.lines().filter_map(|line| line.strip_prefix("op ")).map(str::to_owned);
+                let kinds = kinds.collect();
+                if !settled && !ended.is_some_and(|status| std::os::unix::process::ExitStatusExt::signal(&status) == Some(9)) {
+                    bail!("the agent of {} at {at} ended with {ended:?}: {log}", phase.name());
+                }
+                return Ok(Run { process, kinds, settled });
+            }
+            ensure!(start.elapsed() < SOON, "the agent of {} at {at} is not done: {log}", phase.name());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// All that the kernel and the disk have of an agent, as others see it.
+    fn dump(&self) -> Result<BTreeMap<&'static str, String>> {
+        let mut dump = BTreeMap::new();
+        for command in [
+            "ip -j address show",
+            "ip -j route show table all",
+            "ip -j -6 route show table all",
+            "ip -j rule show",
+            "ip -j -6 rule show",
+            "nft -j list ruleset",
+        ] {
+            let mut value = self.ns.json(command)?;
+            plain(&mut value);
+            dump.insert(command, format!("{value:#}"));
+        }
+        for command in [
+            "wg show all allowed-ips",
+            "wg show all endpoints",
+            "wg show all listen-port",
+            "wg show all persistent-keepalive",
+            "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding",
+        ] {
+            let text = self.ns.run(command)?;
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines.sort_unstable();
+            dump.insert(command, lines.join("\n"));
+        }
+        let cni = std::fs::read_to_string(cni_file(self.ns.dir())).context("reading the CNI file")?;
+        dump.insert("CNI file", cni);
+        dump.insert("files", files(self.ns.dir())?);
+        Ok(dump)
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        // What is left goes with the test's world.
+        let _ended = self.world.ip(&format!("netns del {}", self.ns.name()));
+    }
+}
+
+/// An agent that was killed or has settled.
+struct Run {
+    process: Process,
+    /// The kinds of the operations that were counted.
+    kinds: Vec<String>,
+    settled: bool,
+}
+
+/// The names of files that agents may write.
+fn files(dir: &Path) -> Result<String> {
+    let mut names = Vec::new();
+    for dir in [dir.to_owned(), dir.join("lib")] {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        for entry in entries {
+            let name = entry.context("reading a directory")?.file_name().to_string_lossy().into_owned();
+            if !name.ends_with(".log") {
+                names.push(name);
+            }
+        }
+    }
+    names.sort();
+    Ok(names.join("\n"))
+}
+
+/// Takes away what differs between two machines that are alike.
+fn plain(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for key in ["handle", "packets", "bytes", "ifindex", "link_index", "qdisc", "address", "metainfo"] {
+                map.remove(key);
+            }
+            if map.get("local").is_some_and(|local| local.as_str().is_some_and(|a| a.starts_with("fe80:"))) {
+                map.clear();
+            }
+            map.values_mut().for_each(plain);
+        }
+        Value::Array(list) => {
+            list.iter_mut().for_each(plain);
+            // Link-local addresses are random, and come when they like.
+            list.retain(|item| {
+                let text = item.to_string();
+                text != "{}" && !text.contains("fe80:") && !text.contains("ff00::/8")
+            });
+            if list.iter().all(Value::is_object) {
+                list.sort_by_key(Value::to_string);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn same(found: &BTreeMap<&'static str, String>, wanted: &BTreeMap<&'static str, String>) -> Result<()> {
+    for (what, wanted) in wanted {
+        let found = &found[what];
+        ensure!(found == wanted, "{what}: {}", difference(found, wanted));
+    }
+    Ok(())
+}
+
+/// Lines of the one and not of the other.
+fn difference(found: &str, wanted: &str) -> String {
+    let (a, b): (Vec<&str>, Vec<&str>) = (found.lines().collect(), wanted.lines().collect());
+    let mut text = String::new();
+    for line in a.iter().filter(|line| !b.contains(line)) {
+        text.push_str(&format!("\n+ {line}"));
+    }
+    for line in b.iter().filter(|line| !a.contains(line)) {
+        text.push_str(&format!("\n- {line}"));
+    }
+    if text.is_empty() { format!("other order or number of lines:\n{found}\n--\n{wanted}") } else { text }
+}
+
+/// Brings a machine to where the phase begins, through an agent that is killed there with nothing under way.
+fn prepare(machine: &Machine<'_>, phase: Phase) -> Result<()> {
+    if phase != Phase::Start {
+        machine.agent(Phase::Start, "0")?.process.kill();
+    }
+    Ok(())
+}
+
+/// Kills after the operation `at`, starts again, and compares with what is `wanted`.
+fn kill_and_mend(
+    world: &World,
+    lasting: bool,
+    phase: Phase,
+    at: usize,
+    kinds: &[String],
+    wanted: &BTreeMap<&'static str, String>,
+) -> Result<Duration> {
+    let machine = Machine::new(world, lasting)?;
+    prepare(&machine, phase)?;
+    let killed = machine.agent(phase, &at.to_string())?;
+    ensure!(!killed.settled && killed.kinds == kinds[..at], "not killed after {at}: {:?}", killed.kinds);
+    let start = Instant::now();
+    let mut again = machine.agent(phase, "again")?;
+    let took = start.elapsed();
+    ensure!(again.settled, "killed at the second start");
+    eventually(Duration::from_secs(2), "the kernel is as if nobody had been killed", || same(&machine.dump()?, wanted))?;
+    // What was done is not done again.
+    if lasting && phase != Phase::Stop {
+        let left = kinds.len() - at;
+        ensure!(again.kinds.len() == left, "{} operations were left, not {:?}", left, again.kinds);
+    }
+    if !lasting && phase != Phase::Stop {
+        for kind in ["nftables", "cni", "forward"] {
+            let count = |kinds: &[String]| kinds.iter().filter(|k| *k == kind).count();
+            let left = count(&kinds[at..]);
+            ensure!(count(&again.kinds) == left, "{left} operations on {kind} were left, not {:?}", again.kinds);
+        }
+    }
+    again.process.kill();
+    Ok(took)
+}
+
+fn every_kill(world: &World, lasting: bool) -> Result<()> {
+    for program in ["ip", "nft", "wg"] {
+        world.need(program)?;
+    }
+    world.need_tun()?;
+    let mut told = Vec::new();
+    for phase in Phase::ALL {
+        // What happens when nobody is killed.
+        let machine = Machine::new(world, lasting)?;
+        prepare(&machine, phase)?;
+        let mut whole = machine.agent(phase, "0")?;
+        ensure!(whole.settled, "killed without being told");
+        let kinds = whole.kinds.clone();
+        let mut wanted = machine.dump()?;
+        if phase == Phase::Stop {
+            // After a stop that was cut off, the agent is back as after any start.
+            let mut again = machine.agent(phase, "again")?;
+            wanted = machine.dump()?;
+            again.process.kill();
+        }
+        whole.process.kill();
+        drop(machine);
+
+        let next = AtomicUsize::new(1);
+        let work = || -> Result<Vec<Duration>> {
+            let mut took = Vec::new();
+            loop {
+                let at = next.fetch_add(1, Ordering::SeqCst);
+                if at > kinds.len() {
+                    return Ok(took);
+                }
+                let kill = kill_and_mend(world, lasting, phase, at, &kinds, &wanted);
+                took.push(kill.with_context(|| format!("{} killed after {at} of {kinds:?}", phase.name()))?);
+            }
+        };
+        let took: Vec<Duration> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<Duration>>>| {
+                thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+            };
+            threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+        })?
+        .concat();
+        ensure!(took.len() == kinds.len() && !kinds.is_empty(), "{} kills for {} operations", took.len(), kinds.len());
+        let longest = took.iter().max().copied().unwrap_or_default();
+        told.push(format!("{} {} of {}, settled {:.1} s later at most", phase.name(), took.len(), kinds.len(), longest.as_secs_f64()));
+    }
+    figure(&format!(
+        "kills = operations, each mended to the same kernel{}: {}",
+        if lasting { " with nothing done twice" } else { "" },
+        told.join("; ")
+    ));
+    Ok(())
+}
+
+fn a_kill_after_any_operation_is_mended(world: &World) -> Result<()> {
+    every_kill(world, true)
+}
+
+/// Here the device goes with the process, and all that stands on it.
+fn a_kill_with_the_built_in_device_is_mended(world: &World) -> Result<()> {
+    every_kill(world, false)
+}
