@@ -1,10 +1,13 @@
 # Two commands matter: `make test` checks everything, `make demo` shows it. Both install what they need once.
 ARGS ?=
 
-.PHONY: test demo bench install image
+.PHONY: test test-vm demo bench install image
 
 test: ## the one list of checks
 	@bash .ci/test
+
+test-vm: ## the agent with the WireGuard and IPIP of Debian's kernels 6.1 and 6.12, e.g. make test-vm ARGS=6.12
+	@bash .ci/test-vm $(ARGS)
 
 demo: ## a mesh in network namespaces, e.g. make demo ARGS=--check
 	@bash .ci/install demo

@@ -117,11 +117,10 @@ fn give_back(mesh: &mut Mesh<'_>, plan: &serde_json::Value, iptables: Iptables) 
     ensure!(!withdrawn.contains("last-seen"), "the node is not withdrawn:\n{withdrawn}");
 
     // Upstream's turn; it announces what we did.
-    dress(node, mesh.place.node("a2")?, plan, iptables, false)?;
-    if plan["tunnelAddress"].is_string() {
-        let address = plan["tunnelAddress"].as_str().unwrap_or_default();
+    if let Some(address) = plan["tunnelAddress"].as_str() {
         node.ns.sh(&format!("ip link set tunl0 up; ip addr replace {address} dev tunl0"))?;
     }
+    dress(node, mesh.place.node("a2")?, plan, iptables, false)?;
     std::fs::write(&object, announced).context("writing the Node of a1")?;
     let (sent, lost) = total(flow(mesh)?)?;
     ensure!(lost == 0, "{lost} of {sent} pings lost after upstream came back");

@@ -10,6 +10,23 @@ use kilo_e2e::Skip;
 /// What `vm-run` ends with when there is no virtual machine to be had.
 const NO_MACHINE: i32 = 125;
 
+/// The kernel that `KILO_VM_KERNEL` asks for, by the beginning of its version.
+pub fn kernel() -> Option<String> {
+    std::env::var("KILO_VM_KERNEL").ok().filter(|name| !name.is_empty())
+}
+
+/// Runs tests of this program, all of which must pass; what is printed, after a line with the kernel's version.
+pub fn own_tests(megabytes: u32, seconds: u32, names: &[&str]) -> Result<String> {
+    let exe = std::env::current_exe().context("finding this program")?;
+    // /dev/net/tun comes with its module, and tunl0 with that of IPIP; the others are loaded when they are asked for.
+    let words = ["sh", "-c", "modprobe -a tun ipip && uname -r && exec \"$@\"", "sh"].map(OsString::from);
+    let exact = std::iter::once(&"--exact").chain(names).map(OsString::from);
+    let text = run(megabytes, seconds, words.into_iter().chain([exe.into()]).chain(exact))?;
+    let all = format!("{} passed, 0 failed, 0 skipped", names.len());
+    ensure!(text.lines().any(|line| line == all), "not all tests ran:\n{text}");
+    Ok(text.lines().filter(|line| *line != all).map(|line| format!("{line}\n")).collect())
+}
+
 /// The workspace, which is the current directory of the command.
 pub fn workspace() -> Result<PathBuf> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).context("the workspace")
@@ -21,6 +38,7 @@ pub fn run(megabytes: u32, seconds: u32, command: impl IntoIterator<Item = OsStr
     let root = workspace()?;
     let output = Command::new(root.join(".ci/vm-run"))
         .args(["--mem", &megabytes.to_string(), "--timeout", &seconds.to_string()])
+        .args(kernel().into_iter().flat_map(|name| ["--kernel".to_owned(), name]))
         // Under emulation the processor's counter is the machine's, which may jump where that is virtual, too.
         .args(["--append", "clocksource=hpet", "--"])
         .args(command)

@@ -68,7 +68,7 @@ fn agents_with_ipip(world: &World) -> Result<()> {
 
 /// Everybody reaches everybody, every kernel is as planned, and packets take these links: from a1 to a pod of
 /// a2, from a1 to one of a3, and from a2 to one of b1, whose leader in between is a1.
-fn converge(mesh: &Mesh<'_>, links: [&str; 3]) -> Result<()> {
+pub(super) fn converge(mesh: &Mesh<'_>, links: [&str; 3]) -> Result<()> {
     mesh.settle(SOON)?;
     mesh.kernels_as_planned(SOON)?;
     let reach = mesh.reach_all(SOON)?;

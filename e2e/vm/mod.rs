@@ -3,7 +3,10 @@
 mod machine;
 
 kilo_e2e::test_files! {
+    lane,
     mesh_ipip,
     mesh_kernel,
+    mesh_overlay,
+    taking_over,
     wireguard_kernel,
 }
