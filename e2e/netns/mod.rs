@@ -12,5 +12,6 @@ kilo_e2e::test_files! {
     mesh_place,
     runner,
     taking_over,
+    upstream_bugs,
     world,
 }

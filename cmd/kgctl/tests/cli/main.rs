@@ -1,5 +1,6 @@
 //! The built program, judged from outside.
 
+mod bugs;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod common;
