@@ -28,7 +28,7 @@ pub(crate) async fn apply<H: Host>(
         return Vec::new();
     }
     let results = host.apply(ops).await;
-    let mut errors = Vec::new();
+    let (mut done, mut errors) = (Vec::with_capacity(ops.len()), Vec::new());
     for (op, result) in ops.iter().zip(results) {
         stats.op(op.kind(), result.is_ok());
         match result {
@@ -44,11 +44,12 @@ pub(crate) async fn apply<H: Host>(
                     info!(change = %op.display(names), "Changed the host");
                 }
                 remember_endpoint(programmed, op);
-                kilo_state::apply(observed, op);
+                done.push(op);
             }
             Err(error) => errors.push(error),
         }
     }
+    kilo_state::apply_all(observed, &done);
     if ops.len() > LOGGED_OPS {
         let what = if repair { "Repaired the host" } else { "Changed the host" };
         info!(changes = ops.len(), failed = errors.len(), "{what}");

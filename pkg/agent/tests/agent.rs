@@ -1,12 +1,16 @@
 //! The whole loop with two fakes: what is done to the machine and written to the cluster, and what is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kilo_agent::{Agent, DiscoverConfig, Event, Handle, HostEvent, Settings, WatchKind, WatchState};
+use kilo_agent::{
+    Agent, DiscoverConfig, Event, Handle, HostEvent, Query, Settings, Summary, WatchKind, WatchState,
+};
 use kilo_mesh::{
-    Config, Encapsulate, HostFacts, Metadata, NodeObject, NodeSpec, Outcome, PeerObject, PeerSpec,
+    Config, DnsOrIp, Encapsulate, Finding, HostFacts, Metadata, Node, NodeObject, NodeSpec, Outcome, Peer,
+    PeerEndpoint, PeerObject, PeerSpec, Plan,
 };
 use kilo_state::Op;
 use kilo_testkit::{FakeBackend, FakeHost};
@@ -140,7 +144,7 @@ async fn one_peer_costs_its_own_operations_and_no_reading() {
     let world = World::start(false);
     world.until("set up", World::settled).await;
     let before = world.host.machine().observations;
-    let followed = world.handle.stats.followed.load(std::sync::atomic::Ordering::Relaxed);
+    let followed = world.handle.stats.followed.load(Ordering::Relaxed);
     world.host.machine().ops.clear();
     world.backend.apply_peer(peer("laptop", 9));
     world
@@ -154,7 +158,7 @@ async fn one_peer_costs_its_own_operations_and_no_reading() {
         .await;
     let machine = world.host.machine();
     assert_eq!(machine.observations, before);
-    assert_eq!(world.handle.stats.followed.load(std::sync::atomic::Ordering::Relaxed), followed + 2);
+    assert_eq!(world.handle.stats.followed.load(Ordering::Relaxed), followed + 2);
     let of = |kind: &str| machine.ops.iter().filter(|op| op.kind() == kind).count();
     assert_eq!((of("peer"), of("route"), machine.ops.len()), (2, 2, 6), "{:?}", machine.ops);
 }
@@ -164,7 +168,7 @@ async fn check_ins_of_others_and_equal_events_change_nothing() {
     let world = World::start(false);
     world.until("set up", World::settled).await;
     world.host.machine().ops.clear();
-    let reconciles = || world.handle.stats.reconciles.load(std::sync::atomic::Ordering::Relaxed);
+    let reconciles = || world.handle.stats.reconciles.load(Ordering::Relaxed);
     let before = reconciles();
     for i in 0..20 {
         let mut b = node("b", 2, true);
@@ -295,7 +299,7 @@ async fn without_a_node_of_ours_the_agent_waits_and_does_not_spin() {
     let world = World::run(backend, FakeHost::default(), false);
     world.until("a plan", |w| w.handle.status.borrow().plan.is_some()).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let rounds = world.handle.stats.reconciles.load(std::sync::atomic::Ordering::Relaxed);
+    let rounds = world.handle.stats.reconciles.load(Ordering::Relaxed);
     assert!(rounds < 5, "{rounds} rounds in 300 ms");
     world.backend.apply_node(node("a", 1, true));
     world
@@ -343,4 +347,134 @@ async fn who_undoes_our_writes_again_and_again_is_left_alone_for_longer_and_long
         })
         .await;
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+}
+
+/// Counts log lines of level INFO and worse.
+#[derive(Clone, Default)]
+struct Lines(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, line: &tracing::Metadata<'_>) -> bool {
+        *line.level() <= tracing::Level::INFO && line.is_event()
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn at_rest_nothing_is_changed_written_or_said() {
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let world = World::start(false);
+    world.backend.apply_peer(peer("laptop", 9));
+    world.until("set up", World::settled).await;
+    world
+        .until("peer there", |w| {
+            w.host.machine().observed.device.as_ref().is_some_and(|d| d.peers.len() == 2)
+        })
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(lines.0.load(Ordering::Relaxed) > 0, "the start is told");
+    let (said, written) = (lines.0.load(Ordering::Relaxed), world.backend.cluster().patches.len());
+    let reconciles = world.handle.stats.reconciles.load(Ordering::Relaxed);
+    world.host.machine().ops.clear();
+    let nodes = || ["a", "b"].into_iter().filter_map(|name| world.backend.node(name)).collect::<Vec<_>>();
+    for i in 0..20 {
+        let mut b = node("b", 2, true);
+        b.metadata.annotations.insert("kilo.squat.ai/last-seen".into(), (now() + i).to_string());
+        world.backend.apply_node(b);
+        world.backend.apply_peer(peer("laptop", 9));
+    }
+    world.backend.tell(Event::Nodes(nodes(), Vec::new()));
+    world.backend.tell(Event::Peers(vec![peer("laptop", 9)], Vec::new()));
+    world.host.disturb(HostEvent::Routing);
+    world
+        .until("the host was read", |w| w.handle.stats.reconciles.load(Ordering::Relaxed) > reconciles)
+        .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(world.host.machine().ops.is_empty(), "{:?}", world.host.machine().ops);
+    assert_eq!(world.backend.cluster().patches.len(), written);
+    assert_eq!(lines.0.load(Ordering::Relaxed), said);
+}
+
+/// The plan of all that the agent has heard of, and all findings.
+async fn whole(world: &World) -> (Plan, BTreeSet<Finding>) {
+    let (answer, answered) = oneshot::channel();
+    world.handle.queries.send(Query::Input(answer)).await.expect("a running agent");
+    let input = answered.await.expect("an answer");
+    let config = Config { hostname: "a".into(), encapsulate: Encapsulate::Never, ..Config::default() };
+    let read = |object| Node::from_object(object, &config.topology_label);
+    let (nodes, of_nodes): (Vec<Node>, Vec<_>) = input.nodes.iter().map(read).unzip();
+    let (peers, of_peers): (Vec<Peer>, Vec<_>) = input.peers.iter().map(Peer::from_object).unzip();
+    let by_ref = (nodes.iter().collect::<Vec<_>>(), peers.iter().collect::<Vec<_>>());
+    let plan = kilo_mesh::plan(&config, &by_ref.0, &by_ref.1, &input.facts);
+    let findings = of_nodes.into_iter().chain(of_peers).flatten().chain(plan.findings.iter().cloned());
+    let findings = findings.collect();
+    (plan, findings)
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_peers_the_host_is_as_a_whole_plan_says() {
+    let world = World::start(false);
+    world.host.machine().dns.insert("known.example".into(), vec!["203.0.113.7".parse().expect("an address")]);
+    world.until("set up", World::settled).await;
+    let mut seed = 7_u64;
+    let mut any = |n: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % n
+    };
+    for step in 0..200 {
+        for _ in 0..=any(3) {
+            let i = any(12);
+            let name = format!("p{i}");
+            let mut object = peer(&name, if any(8) == 0 { 20 } else { 20 + i as u8 });
+            object.spec.allowed_ips =
+                (0..=any(3)).map(|k| format!("10.5.{}.{}/32", any(40) / 39, i * 4 + k)).collect();
+            match any(16) {
+                0..4 => world.backend.delete_peer(&name),
+                4 => world.backend.apply_peer(PeerObject { spec: PeerSpec::default(), ..object }),
+                5 => {
+                    object.spec.allowed_ips.push("10.2.2.0/25".into());
+                    world.backend.apply_peer(object);
+                }
+                6 | 7 => {
+                    let dns = if any(2) == 0 { "known.example" } else { "unknown.example" }.to_owned();
+                    let dns_or_ip = DnsOrIp { dns, ip: String::new() };
+                    object.spec.endpoint = Some(PeerEndpoint { dns_or_ip, port: 51820 });
+                    world.backend.apply_peer(object);
+                }
+                8 if any(4) == 0 => {
+                    let mut b = node("b", 2, true);
+                    let ips = format!("10.5.0.{}/31", any(40));
+                    b.metadata.annotations.insert("kilo.squat.ai/allowed-location-ips".into(), ips);
+                    world.backend.apply_node(b);
+                }
+                _ => world.backend.apply_peer(object),
+            }
+        }
+        let mut waited = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let (plan, findings) = whole(&world).await;
+            let desired = &plan.mesh.as_ref().expect("a mesh").desired;
+            let left = kilo_state::diff(desired, &world.host.machine().observed);
+            let status = world.handle.status.borrow().clone();
+            if left.is_empty() && *status.findings == findings && status.plan == Some(Summary::from(&plan)) {
+                break;
+            }
+            waited += 1;
+            assert!(waited < 1000, "step {step}: {left:?} left, {:?}", status.plan);
+        }
+    }
+    let followed = world.handle.stats.followed.load(Ordering::Relaxed);
+    assert!(followed > 50, "{followed} plans were followed");
+    assert!(world.host.machine().observations < 5);
 }

@@ -1,5 +1,6 @@
 //! What an operation does to the state it is carried out on: a model of the kernel, for fakes and properties.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use ipnet::IpNet;
@@ -7,8 +8,34 @@ use kilo_wireguard::PublicKey;
 
 use crate::part::places;
 use crate::{
-    Address, Dev, Device, DevicePeer, Leftover, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL, Route,
+    Address, Dev, Device, DevicePeer, Leftover, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL,
+    PeerChange, Route,
 };
+
+/// So many changes of peers are worked into a device one by one.
+const FEW: usize = 8;
+
+/// Carries out operations on a state in order, each as [`apply`] does. The work is that of the state and the
+/// operations together, however many there are.
+pub fn apply_all(observed: &mut Observed, ops: &[&Op]) {
+    for run in ops.chunk_by(|a, b| a.kind() == b.kind() && a.stage() == b.stage()) {
+        match (run, &mut observed.device) {
+            ([Op::DeleteRoute(_), _, ..], _) => {
+                let route = |op: &&Op| if let Op::DeleteRoute(route) = op { Some(*route) } else { None };
+                let gone: BTreeSet<Route> = run.iter().filter_map(route).collect();
+                observed.routes.retain(|r| !(r.is_ours() && gone.contains(&r.route)));
+            }
+            ([Op::RemovePeer(_) | Op::UpdatePeer(_) | Op::AddPeer(_), ..], Some(device))
+                if run.len() > FEW =>
+            {
+                let mut peers = Peers::of(device);
+                run.iter().for_each(|op| peers.apply(op));
+                device.peers = peers.by_key.into_values().collect();
+            }
+            (run, _) => run.iter().for_each(|op| apply(observed, op)),
+        }
+    }
+}
 
 /// Carries out one operation on a state. Like the kernel it drops routes together with the address or link
 /// they depend on, and moves an allowed range to the peer it is given to last. What the kernel would refuse
@@ -146,15 +173,19 @@ fn configure(device: &mut Device, op: &Op) {
     } else if let Op::UpdatePeer(change) = op {
         let Ok(i) = find(device, &change.public_key) else { return };
         take_ranges(device, &change.public_key, change.allowed_ips.as_deref().unwrap_or_default());
-        let peer = &mut device.peers[i];
-        *peer = DevicePeer {
-            public_key: peer.public_key,
-            preshared_key: change.preshared_key.clone().unwrap_or_else(|| peer.preshared_key.clone()),
-            endpoint: change.endpoint.or(peer.endpoint),
-            persistent_keepalive: change.persistent_keepalive.unwrap_or(peer.persistent_keepalive),
-            allowed_ips: change.allowed_ips.clone().unwrap_or_else(|| peer.allowed_ips.clone()),
-        };
+        update(&mut device.peers[i], change);
     }
+}
+
+/// What a peer is after a change.
+fn update(peer: &mut DevicePeer, change: &PeerChange) {
+    *peer = DevicePeer {
+        public_key: peer.public_key,
+        preshared_key: change.preshared_key.clone().unwrap_or_else(|| peer.preshared_key.clone()),
+        endpoint: change.endpoint.or(peer.endpoint),
+        persistent_keepalive: change.persistent_keepalive.unwrap_or(peer.persistent_keepalive),
+        allowed_ips: change.allowed_ips.clone().unwrap_or_else(|| peer.allowed_ips.clone()),
+    };
 }
 
 fn find(device: &Device, key: &PublicKey) -> Result<usize, usize> {
@@ -168,5 +199,55 @@ fn take_ranges(device: &mut Device, key: &PublicKey, ranges: &[IpNet]) {
     }
     for peer in device.peers.iter_mut().filter(|peer| peer.public_key != *key) {
         peer.allowed_ips.retain(|range| ranges.binary_search(range).is_err());
+    }
+}
+
+/// The peers of a device, found by key and by range.
+struct Peers {
+    by_key: BTreeMap<PublicKey, DevicePeer>,
+    owners: BTreeMap<IpNet, PublicKey>,
+}
+
+impl Peers {
+    fn of(device: &mut Device) -> Self {
+        let mut peers = Self { by_key: BTreeMap::new(), owners: BTreeMap::new() };
+        for peer in std::mem::take(&mut device.peers) {
+            peers.owners.extend(peer.allowed_ips.iter().map(|range| (*range, peer.public_key)));
+            peers.by_key.insert(peer.public_key, peer);
+        }
+        peers
+    }
+
+    fn apply(&mut self, op: &Op) {
+        if let Op::RemovePeer(key) = op {
+            self.give(key, &[]);
+            self.by_key.remove(key);
+        } else if let Op::AddPeer(peer) = op {
+            self.give(&peer.public_key, &peer.allowed_ips);
+            self.by_key.insert(peer.public_key, peer.clone());
+        } else if let Op::UpdatePeer(change) = op
+            && self.by_key.contains_key(&change.public_key)
+        {
+            if let Some(ranges) = &change.allowed_ips {
+                self.give(&change.public_key, ranges);
+            }
+            if let Some(peer) = self.by_key.get_mut(&change.public_key) {
+                update(peer, change);
+            }
+        }
+    }
+
+    /// Gives a peer these ranges and no other.
+    fn give(&mut self, key: &PublicKey, ranges: &[IpNet]) {
+        for range in self.by_key.get(key).map_or(&[][..], |peer| &peer.allowed_ips) {
+            self.owners.remove(range);
+        }
+        for range in ranges {
+            let before = self.owners.insert(*range, *key).filter(|before| before != key);
+            let Some(peer) = before.and_then(|before| self.by_key.get_mut(&before)) else { continue };
+            if let Ok(at) = peer.allowed_ips.binary_search(range) {
+                peer.allowed_ips.remove(at);
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@ mod routes;
 mod text;
 mod types;
 
-pub use apply::apply;
+pub use apply::{apply, apply_all};
 pub use device::{Device, DevicePeer, PeerChange};
 pub use diff::diff;
 pub use op::{DeviceChange, Op, Stage};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kilo_mesh::{Config, Facts, Granularity, Node, Outcome, Peer, PeerChange, PeerObject, Planner, plan};
-use kilo_state::{Desired, Observed, apply, diff, diff_touched};
+use kilo_state::{Desired, Observed, apply_all, diff, diff_touched};
 use kilo_testkit::{cluster, peer};
 
 use crate::figures::Figure;
@@ -61,9 +61,8 @@ fn median(mut work: impl FnMut()) -> (f64, f64) {
 /// The kernel after everything that is wanted was done.
 fn carried_out(desired: &Desired) -> Observed {
     let mut observed = Observed::default();
-    for op in diff(desired, &observed) {
-        apply(&mut observed, &op);
-    }
+    let ops = diff(desired, &observed);
+    apply_all(&mut observed, &ops.iter().collect::<Vec<_>>());
     observed
 }
 
@@ -139,7 +138,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// From the object of an event to the operations: by a whole plan, and by following this one Peer.
+    /// From the object of an event to the operations, and these worked into what is known of the kernel: by a whole plan, and by following this one Peer.
     fn measure(&self, name: &str, objects: [Option<&PeerObject>; 2]) -> Result<Vec<Figure>> {
         let Some(of_name) = objects.iter().flatten().next().map(|object| object.metadata.name.as_str())
         else {
@@ -182,7 +181,7 @@ impl Follower<'_> {
             ensure!(ops == made.1, "{name}: other operations than of a whole plan");
             ensure!(after.plan() == made.0.plan(), "{name}: another plan than the whole one");
             count = ops.len();
-            followed.and(|| ops.iter().for_each(|op| apply(&mut observed, op)));
+            followed.and(|| apply_all(&mut observed, &ops.iter().collect::<Vec<_>>()));
             (planner, now) = (after, next);
         }
         let (wall, cpu) = followed.middle();

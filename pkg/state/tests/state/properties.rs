@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use kilo_state::{
-    Desired, Dev, MAIN_TABLE, Observed, ObservedRoute, Op, PROTOCOL, PROTOCOL_STATIC, Route, apply, diff,
+    Desired, Dev, MAIN_TABLE, Observed, ObservedRoute, Op, PROTOCOL, PROTOCOL_STATIC, Route, apply,
+    apply_all, diff,
 };
 use proptest::prelude::*;
 
@@ -109,6 +110,19 @@ proptest! {
             satisfied(&desired, &reached)?;
             prop_assert_eq!(diff(&desired, &reached), vec![]);
         }
+    }
+
+    /// Many operations at once do what they do one by one, whatever they are for.
+    #[test]
+    fn operations_together_are_those_one_by_one(
+        observed in any_observed(),
+        others in prop::collection::vec((any_desired(), any_observed()), 1..5),
+    ) {
+        let mut ops: Vec<Op> = others.iter().flat_map(|(a, b)| diff(a, b)).collect();
+        ops.sort_by_key(|op| (op.stage(), op.kind()));
+        let mut state = observed.clone();
+        apply_all(&mut state, &ops.iter().collect::<Vec<_>>());
+        prop_assert_eq!(state, after(&observed, &ops));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use kilo_nftables::{Family, Set, Table};
-use kilo_state::{Desired, Dev, Device, DevicePeer, Link, LinkKind, MAIN_TABLE, Op, Route, diff};
+use kilo_state::{Desired, Dev, Device, DevicePeer, Link, LinkKind, MAIN_TABLE, Op, Route, apply_all, diff};
 use kilo_wireguard::PublicKey;
 
 use crate::random::as_observed;
@@ -100,4 +100,12 @@ fn large_meshes_are_compared_quickly() {
     let empty = kilo_state::Observed::default();
     assert_eq!(timed("everything", &desired, &empty).len(), 1 + 1 + 1 + 10_500 + 1 + 1 + 20_000);
     assert_eq!(timed("nothing left", &Desired::default(), &observed).len(), 20_000 + 1);
+
+    let ops = diff(&desired, &empty);
+    let (mut state, start) = (empty, Instant::now());
+    apply_all(&mut state, &ops.iter().collect::<Vec<_>>());
+    let took = start.elapsed();
+    eprintln!("everything worked in: {took:?}");
+    assert!(took.as_millis() < 1000, "{took:?}");
+    assert_eq!(diff(&desired, &state), vec![]);
 }
