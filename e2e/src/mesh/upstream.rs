@@ -207,7 +207,7 @@ pub fn survey(node: &Node) -> Result<Vec<String>> {
         .lines()
         .map(plain)
         .filter(|line| !line.contains(" #") && !line.contains(" *") && !line.ends_with("COMMIT"))
-        .filter(|line| !line.is_empty() && !(line.contains(" :") && line.ends_with(" ACCEPT")))
+        .filter(|line| !(line.is_empty() || line.contains(" :") && line.ends_with(" ACCEPT")))
         .collect();
     lines.sort();
     Ok(lines)

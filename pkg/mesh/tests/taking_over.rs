@@ -34,8 +34,8 @@ fn plan_of_n1(nodes: &[Node], host: HostFacts) -> Plan {
 
 fn cilium_host(text: &str) -> HostFacts {
     HostFacts {
-        cni_compatibility_ip: Some(text.parse().unwrap()),
-        internal_ip: Some("10.0.0.1/24".parse().unwrap()),
+        cni_compatibility_ip: Some(text.parse().expect("a range")),
+        internal_ip: Some("10.0.0.1/24".parse().expect("a range")),
         ..HostFacts::default()
     }
 }
