@@ -31,6 +31,8 @@ const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 const NFTABLES_GROUP: u32 = 7;
 /// A datagram of notifications is one message, and a link's is the largest.
 const RECEIVE: usize = 64 << 10;
+/// What is received in one go; more than the socket holds at once.
+const DRAIN: usize = 32 << 10;
 /// How long to wait before the state is read again when nothing can be heard.
 const BROKEN: Duration = Duration::from_secs(5);
 
@@ -172,11 +174,11 @@ impl Monitor {
         std::mem::take(&mut self.default_changed)
     }
 
-    /// Takes note of all that has been told so far.
+    /// Takes note of all that has been told so far, as long as it is not told faster than this.
     pub(crate) fn drain(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for from_route in [true, false] {
-            loop {
+            for _ in 0..DRAIN {
                 let socket = if from_route { &self.route } else { &self.nftables };
                 buffer.clear();
                 let received = received_as(socket.socket_ref().recv(&mut buffer, 0).map(|_| ()));
