@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kilo_e2e::mesh::{Agent, Mesh, stranger};
+use kilo_e2e::mesh::{Agent, Mesh, Place, stranger};
 use kilo_e2e::{Ns, World, eventually, figure, tests};
 
 tests![
     what_others_break_is_repaired(limit = 180),
+    a_rule_is_repaired(limit = 120),
     lost_notifications_lead_to_one_reading(limit = 120),
     who_undoes_repairs_is_named_and_not_fought(limit = 120),
 ];
@@ -48,7 +49,7 @@ fn what_others_break_is_repaired(world: &World) -> Result<()> {
     mesh.kernels_as_planned(SOON)?;
     let mut failures = Vec::new();
     for broken in breaks(&mesh, &key)? {
-        let result = break_and_wait(&mesh, &broken);
+        let result = break_and_wait(&mesh, &broken, ["a2", "b2"]);
         if let Err(error) = result {
             failures.push(format!("{}: {error:#}", broken.what));
         }
@@ -110,10 +111,39 @@ fn breaks(mesh: &Mesh<'_>, key: &str) -> Result<Vec<Break>> {
     Ok(list)
 }
 
-/// Breaks one thing on a1, while a pod behind it talks to one in the other location.
-fn break_and_wait(mesh: &Mesh<'_>, broken: &Break) -> Result<()> {
+/// With flannel there are rules on a leader, for the way back to nodes of its location.
+fn a_rule_is_repaired(world: &World) -> Result<()> {
+    let place = Place::lay_out(world)?;
+    for node in &place.nodes {
+        node.ns.sh(&format!(
+            "ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0; ip link set flannel.1 up
+             ip addr add {}/32 dev flannel.1",
+            node.pod_cidr.network()
+        ))?;
+    }
+    let flags = [NO_RESYNC, "--compatibility=flannel", "--encapsulate=always"];
+    let mesh = Mesh::start_at(world, place, &["a1", "a2", "b1", "b2"], &flags)?;
+    mesh.settle(SOON)?;
+    mesh.kernels_as_planned(SOON)?;
+    let rule = "ip rule show | sed -n 's/^[0-9]*:\\(.*lookup 1107\\).*/\\1/p' | head -1";
+    let rule = mesh.place.node("a1")?.ns.sh(rule)?.trim().to_owned();
+    ensure!(!rule.is_empty(), "a1 has no rule");
+    let broken = Break {
+        what: "a rule",
+        kind: "rule",
+        script: format!("ip rule del {rule}"),
+        check: format!("ip rule show | grep -q '{}'", rule.split_whitespace().take(4).collect::<Vec<_>>().join(" ")),
+        cuts: false,
+        by: "by=\"process ",
+    };
+    break_and_wait(&mesh, &broken, ["a1", "b1"])?;
+    mesh.kernels_as_planned(SOON)
+}
+
+/// Breaks one thing on a1, while pods of these two nodes talk to each other.
+fn break_and_wait(mesh: &Mesh<'_>, broken: &Break, [from, to]: [&str; 2]) -> Result<()> {
     let (ns, agent) = (&mesh.place.node("a1")?.ns, &mesh.agents["a1"]);
-    let pinger = mesh.place.node("a2")?.pod.ns.pinger(mesh.place.node("b2")?.pod.address)?;
+    let pinger = mesh.place.node(from)?.pod.ns.pinger(mesh.place.node(to)?.pod.address)?;
     eventually(SOON, "pings are answered", || Ok(ensure!(pinger.answered() > 5)))?;
     let (counted, told) = (agent.repairs(&[broken.kind])?, repairs_told(agent));
 
@@ -146,11 +176,14 @@ fn break_and_wait(mesh: &Mesh<'_>, broken: &Break) -> Result<()> {
     Ok(())
 }
 
-/// What the agent told of repairs, without the time.
+/// What the agent told of repairs, without the time. A change of nftables takes several lines.
 fn repairs_told(agent: &Agent) -> Vec<String> {
     let log = agent.log();
-    let lines = log.lines().filter_map(|line| line.split_once("Repaired the host"));
-    lines.map(|(_, rest)| rest.to_owned()).collect()
+    let rest_of = |rest: &str| {
+        let lines = rest.lines().enumerate().take_while(|(n, line)| *n == 0 || line.starts_with("~ "));
+        lines.map(|(_, line)| line).collect::<Vec<_>>().join("\n")
+    };
+    log.split("Repaired the host").skip(1).map(rest_of).collect()
 }
 
 /// Runs a script and waits until a check succeeds: from before the one until after the other.
@@ -252,7 +285,7 @@ fn busy(id: u32) -> Result<Duration> {
 /// One takes a route away as fast as it is there, another puts his own in its place all the time.
 fn who_undoes_repairs_is_named_and_not_fought(world: &World) -> Result<()> {
     const FIGHT: Duration = Duration::from_secs(15);
-    let mut mesh = Mesh::start(world, &[NO_RESYNC])?;
+    let mesh = Mesh::start(world, &[NO_RESYNC])?;
     mesh.settle(SOON)?;
     mesh.reach_all(SOON)?;
     let node = mesh.place.node("b2")?;

@@ -77,6 +77,8 @@ pub struct Agent<B, H> {
     facts: Facts,
     /// What the kernel has, as last read and changed by us since; `None` when that is not known.
     observed: Option<Observed>,
+    /// What it was taken to have before that was read again, to tell what others changed.
+    believed: Option<Observed>,
     names: Names,
     backoff: Backoff,
     drift: Drift,
@@ -135,6 +137,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
             clock: Clock::default(),
             facts: Facts::default(),
             observed: None,
+            believed: None,
             names: Names::default(),
             backoff: Backoff::default(),
             drift: Drift::default(),
@@ -215,14 +218,14 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 }
                 Wake::Query(query) => due |= self.answer(query),
                 Wake::Resync => {
-                    self.observed = None;
+                    self.read_again();
                     due = true;
                 }
                 Wake::Timer => due |= self.write.check_in_due() || self.backoff.is_due(),
             }
             let now = Instant::now();
             if self.drift.take_due(now) {
-                self.observed = None;
+                self.read_again();
                 due = true;
             }
             due |= self.drift.take_retry(now);
@@ -233,6 +236,11 @@ impl<B: Backend, H: Host> Agent<B, H> {
         }
         self.host.close().await;
         Ok(())
+    }
+
+    /// Has the host read again, whose state was known until now.
+    fn read_again(&mut self) {
+        self.believed = self.observed.take().or(self.believed.take());
     }
 
     /// Works in what else has arrived meanwhile. Nothing is waited for: at rest a change is carried out at once.
@@ -346,21 +354,28 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 Some(_) | None => kilo_state::diff(desired, observed),
             };
             let names = kilo_state::names(desired, observed);
-            // Nothing new was wanted and everything was right: somebody else changed it.
-            let repair = !ops.is_empty() && self.settled && !self.made_link && same;
-            if repair {
-                let verdict = self.drift.judge(ops, Instant::now());
+            let mut repairs = Vec::new();
+            // A link that was just made brings what was not there to be compared.
+            let believed = self.believed.take().filter(|_| self.settled && !self.made_link);
+            let was_right = self.settled && !self.made_link && same;
+            if !ops.is_empty() && (believed.is_some() || was_right) {
+                // What would have been done anyway is nobody's fault.
+                let ours = match &believed {
+                    Some(believed) if !same => kilo_state::diff(desired, believed),
+                    Some(_) | None => Vec::new(),
+                };
+                let verdict = self.drift.judge(ops, &ours, Instant::now());
                 for op in &verdict.feuds {
                     let by = self.host.culprit(op);
                     warn!(change = %op.display(&names), by, "Somebody undoes this again and again");
                 }
-                (ops, held) = (verdict.now, verdict.held);
+                (ops, repairs, held) = (verdict.now, verdict.repairs, verdict.held);
             } else {
                 self.drift.peace();
             }
             let programmed = &mut self.facts.host.programmed;
             let outcome =
-                apply(&mut self.host, &ops, &names, observed, programmed, &self.stats, repair).await;
+                apply(&mut self.host, &ops, &repairs, &names, observed, programmed, &self.stats).await;
             // A new link brings parameters that were not there to be compared.
             let made = outcome.is_empty() && ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
             // Once only: a link that somebody removes as fast as it is made must not keep us busy.
@@ -541,7 +556,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 let names = kilo_state::names(&desired, &observed);
                 let mut programmed = BTreeMap::new();
                 failed =
-                    apply(&mut self.host, &ops, &names, &mut observed, &mut programmed, &self.stats, false)
+                    apply(&mut self.host, &ops, &[], &names, &mut observed, &mut programmed, &self.stats)
                         .await;
             }
             Err(error) => failed.push(error),

@@ -13,28 +13,31 @@ use crate::{Host, HostError};
 /// How many operations of one reconcile are logged one by one; more are logged by their number.
 const LOGGED_OPS: usize = 32;
 
-/// Carries operations out and works those that succeeded into what is known. The errors come back. A `repair` puts
-/// right what somebody else changed.
+/// Carries operations out and works those that succeeded into what is known. The errors come back. Those of
+/// the operations for which `repairs` has a true put right what somebody else changed.
 pub(crate) async fn apply<H: Host>(
     host: &mut H,
     ops: &[Op],
+    repairs: &[bool],
     names: &kilo_state::Names,
     observed: &mut Observed,
     programmed: &mut BTreeMap<PublicKey, SocketAddr>,
     stats: &Stats,
-    repair: bool,
 ) -> Vec<HostError> {
     if ops.is_empty() {
         return Vec::new();
     }
     let results = host.apply(ops).await;
     let (mut done, mut errors) = (Vec::with_capacity(ops.len()), Vec::new());
-    for (op, result) in ops.iter().zip(results) {
+    let repairs = repairs.iter().copied().chain(std::iter::repeat(false));
+    let mut repaired = 0;
+    for ((op, result), repair) in ops.iter().zip(results).zip(repairs) {
         stats.op(op.kind(), result.is_ok());
         match result {
             Ok(()) => {
                 if repair {
                     stats.repair(op.kind());
+                    repaired += 1;
                 }
                 if ops.len() > LOGGED_OPS {
                     // Told by their number.
@@ -51,8 +54,7 @@ pub(crate) async fn apply<H: Host>(
     }
     kilo_state::apply_all(observed, &done);
     if ops.len() > LOGGED_OPS {
-        let what = if repair { "Repaired the host" } else { "Changed the host" };
-        info!(changes = ops.len(), failed = errors.len(), "{what}");
+        info!(changes = ops.len(), repairs = repaired, failed = errors.len(), "Changed the host");
     }
     errors
 }

@@ -35,7 +35,8 @@ pub(crate) struct Drift {
     /// Somebody changed something, and the host is read then.
     due: Option<Instant>,
     feuds: BTreeMap<String, Feud>,
-    /// When the first of the repairs that are held back may be tried.
+    /// What waits, and when the first of it may be tried.
+    held: BTreeSet<String>,
     retry_at: Option<Instant>,
 }
 
@@ -52,6 +53,8 @@ struct Feud {
 pub(crate) struct Verdict {
     /// To be carried out, in order.
     pub now: Vec<Op>,
+    /// Which of them are repairs.
+    pub repairs: Vec<bool>,
     /// How many operations wait.
     pub held: usize,
     /// Of those to be carried out, the ones that have been undone so often that somebody should know.
@@ -94,38 +97,39 @@ impl Drift {
         self.due = None;
     }
 
-    /// Tells repairs that may be carried out from those that wait because somebody undid them before. Where a
-    /// link or its addresses must wait, everything does: the rest depends on them.
-    pub(crate) fn judge(&mut self, ops: Vec<Op>, now: Instant) -> Verdict {
-        self.retry_at = None;
+    /// Tells repairs that may be carried out from those that wait because somebody undid them before. What is
+    /// among `ours` as well is no repair. Where a link or its addresses must wait, everything does: the rest
+    /// depends on them.
+    pub(crate) fn judge(&mut self, ops: Vec<Op>, ours: &[Op], now: Instant) -> Verdict {
         self.feuds.retain(|_, feud| !feud.is_over(now));
+        let ours: BTreeSet<String> =
+            ours.iter().map(thing).filter(|thing| !self.held.contains(thing)).collect();
         let things = things(&ops);
-        let waits = |thing: &String| {
-            let feud = self.feuds.get(thing)?;
-            feud.pause.retry_at().filter(|at| *at > now)
-        };
-        let mut held = BTreeSet::new();
-        for thing in &things {
-            if let Some(until) = waits(thing) {
-                held.insert(thing.clone());
+        self.peace();
+        for thing in things.iter().filter(|thing| !ours.contains(*thing)) {
+            let until = self.feuds.get(thing).and_then(|feud| feud.pause.retry_at());
+            if let Some(until) = until.filter(|at| *at > now) {
+                self.held.insert(thing.clone());
                 self.retry_at = Some(self.retry_at.map_or(until, |at| at.min(until)));
             }
         }
         let all = ops
             .iter()
             .zip(&things)
-            .any(|(op, t)| held.contains(t) && matches!(op.kind(), "link" | "address"));
+            .any(|(op, thing)| self.held.contains(thing) && matches!(op.kind(), "link" | "address"));
         let count = ops.len();
         let mut verdict = Verdict::default();
         let mut counted = BTreeSet::new();
         for (op, thing) in ops.into_iter().zip(things) {
-            if all || held.contains(&thing) {
+            if all || self.held.contains(&thing) {
                 continue;
             }
-            if counted.insert(thing.clone()) && self.repair(thing, now) == FREE {
+            let repair = !ours.contains(&thing);
+            if repair && counted.insert(thing.clone()) && self.repair(thing, now) == FREE {
                 verdict.feuds.push(op.clone());
             }
             verdict.now.push(op);
+            verdict.repairs.push(repair);
         }
         verdict.held = count - verdict.now.len();
         verdict
@@ -133,6 +137,7 @@ impl Drift {
 
     /// Nothing is to be repaired.
     pub(crate) fn peace(&mut self) {
+        self.held.clear();
         self.retry_at = None;
     }
 
@@ -253,7 +258,7 @@ mod tests {
         let start = Instant::now();
         let (mut now, mut repairs, mut told) = (start, 0, 0);
         while now < start + Duration::from_secs(600) {
-            let verdict = drift.judge(vec![route(1)], now);
+            let verdict = drift.judge(vec![route(1)], &[], now);
             repairs += verdict.now.len();
             told += verdict.feuds.len();
             assert_eq!(verdict.now.len() + verdict.held, 1);
@@ -263,10 +268,14 @@ mod tests {
         assert_eq!(told, 1);
         // Three at once, then after 1/4, 1/2, 1, 2, 4, 8, 16 s, and every 30 s.
         assert!((27..=31).contains(&repairs), "{repairs} repairs");
-        let verdict = drift.judge(vec![route(1), route(2)], now - Duration::from_secs(1));
+        let verdict = drift.judge(vec![route(1), route(2)], &[], now - Duration::from_secs(1));
         assert_eq!(verdict.now, [route(2)], "others do not wait for it");
         now += Duration::from_secs(100);
-        assert_eq!(drift.judge(vec![route(1)], now).held, 0, "after a while it is as if nothing had been");
+        assert_eq!(
+            drift.judge(vec![route(1)], &[], now).held,
+            0,
+            "after a while it is as if nothing had been"
+        );
     }
 
     #[test]
@@ -274,10 +283,26 @@ mod tests {
         let mut drift = Drift::default();
         let now = Instant::now();
         for _ in 0..FREE {
-            assert_eq!(drift.judge(vec![link(), route(1)], now).now.len(), 2);
+            assert_eq!(drift.judge(vec![link(), route(1)], &[], now).now.len(), 2);
         }
-        assert_eq!(drift.judge(vec![link(), route(1)], now), Verdict { held: 2, ..Verdict::default() });
-        assert_eq!(drift.judge(vec![route(1)], now).held, 0, "the route itself was never undone");
+        assert_eq!(drift.judge(vec![link(), route(1)], &[], now), Verdict { held: 2, ..Verdict::default() });
+        assert_eq!(drift.judge(vec![route(1)], &[], now).held, 0, "the route itself was never undone");
+    }
+
+    #[test]
+    fn what_is_wanted_anew_is_no_repair() {
+        let mut drift = Drift::default();
+        let now = Instant::now();
+        for _ in 0..10 {
+            let verdict = drift.judge(vec![route(1), route(2)], &[route(2)], now);
+            assert_eq!(verdict.now.last(), Some(&route(2)));
+            assert_eq!(verdict.repairs.last(), Some(&false));
+        }
+        assert_eq!(
+            drift.judge(vec![route(1)], &[route(1)], now).held,
+            1,
+            "what waits is not what is wanted anew"
+        );
     }
 
     #[test]
@@ -285,7 +310,7 @@ mod tests {
         let mut drift = Drift::default();
         let now = Instant::now();
         let many: Vec<Op> = (0..300u16).map(|n| route((n % 250) as u8)).collect();
-        drift.judge(many, now);
+        drift.judge(many, &[], now);
         assert_eq!(drift.feuds.len(), 1);
     }
 }

@@ -110,15 +110,15 @@ impl LinuxHost {
             .collect();
         let changes: Vec<(Action, KernelRoute)> = wanted.iter().flatten().copied().collect();
         let ours_alone = |link: u32| matches!(roles.dev(link), Dev::WireGuard | Dev::Tunnel);
+        // Before they are ours: somebody may replace one of them before the next line.
+        let kept = changes.iter().filter(|(action, _)| *action != Action::Delete);
+        self.monitor.known.routes.extend(kept.map(|(_, route)| (route.table, route.dst)));
         let monitor = &mut self.monitor;
         let answers = route::apply(&mut self.route, &changes, ours_alone, || monitor.drain());
         for ((action, route), answer) in changes.iter().zip(&answers) {
-            let known = &mut self.monitor.known.routes;
-            match (answer, action) {
-                (Ok(()), Action::Add | Action::Replace) => known.insert((route.table, route.dst)),
-                (Ok(()), Action::Delete) => known.remove(&(route.table, route.dst)),
-                (Err(_), _) => false,
-            };
+            if answer.is_ok() && *action == Action::Delete {
+                self.monitor.known.routes.remove(&(route.table, route.dst));
+            }
         }
         let mut answers = answers.into_iter();
         ops.iter()
