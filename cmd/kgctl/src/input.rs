@@ -1,4 +1,4 @@
-//! Objects from files, from the standard input, or from the cluster.
+//! Objects as they were read, and how: from files or the standard input.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -10,7 +10,6 @@ use kilo_file::{Document, read_objects};
 use kilo_mesh::{Config, Finding, Metadata, NodeObject, PeerObject};
 use serde_json::{Value, json};
 
-use crate::args::Global;
 use crate::error::message;
 
 /// What was read.
@@ -30,14 +29,11 @@ pub struct Input {
     pub live: bool,
 }
 
-/// Reads the objects of these files; of the cluster when there is none.
+/// Reads the objects of these files.
 ///
 /// # Errors
-/// When a file cannot be read or holds something that is no object at all, or the cluster does not answer.
-pub fn read(files: &[PathBuf], global: &Global) -> anyhow::Result<Input> {
-    if files.is_empty() {
-        return cluster(global);
-    }
+/// When a file cannot be read or holds something that is no object at all.
+pub fn read(files: &[PathBuf]) -> anyhow::Result<Input> {
     let mut input = Input::default();
     for text in texts(files)? {
         input.add(&text.origin, &text.bytes)?;
@@ -157,7 +153,7 @@ impl Input {
     }
 
     /// Of objects that stand there several times the last one counts, at the place of the first.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         keep_last(&mut self.nodes, &mut self.findings, "Node", |node| &node.metadata);
         keep_last(&mut self.peers, &mut self.findings, "Peer", |peer| &peer.metadata);
     }
@@ -211,16 +207,4 @@ fn tree(bytes: &[u8]) -> Result<Value, String> {
             .location()
             .map_or_else(|| "is not YAML".to_owned(), |at| format!("line {}: is not YAML", at.line()))
     })
-}
-
-#[cfg(feature = "cluster")]
-fn cluster(global: &Global) -> anyhow::Result<Input> {
-    let mut input = crate::cluster::read(global)?;
-    input.settle();
-    Ok(input)
-}
-
-#[cfg(not(feature = "cluster"))]
-fn cluster(_global: &Global) -> anyhow::Result<Input> {
-    Err(message("this kgctl was built without access to clusters: give it files with -f"))
 }

@@ -91,7 +91,8 @@ impl Mesh {
         let facts = source.facts.as_deref().map(input::read_facts).transpose()?;
         #[cfg(feature = "cluster")]
         let resolve = facts.is_none() && source.filename.is_empty();
-        let mesh = Self::new(input::read(&source.filename, global)?, facts, global, agent);
+        let input = if source.filename.is_empty() { live(global)? } else { input::read(&source.filename)? };
+        let mesh = Self::new(input, facts, global, agent);
         #[cfg(feature = "cluster")]
         if resolve {
             return mesh.resolved();
@@ -234,6 +235,18 @@ impl Mesh {
         });
         Facts { now: self.now, dns: self.facts.dns.clone(), host }
     }
+}
+
+#[cfg(feature = "cluster")]
+fn live(global: &Global) -> anyhow::Result<Input> {
+    let mut input = crate::cluster::read(global)?;
+    input.settle();
+    Ok(input)
+}
+
+#[cfg(not(feature = "cluster"))]
+fn live(_global: &Global) -> anyhow::Result<Input> {
+    Err(message("this kgctl was built without access to clusters: give it files with -f"))
 }
 
 /// The newest check-in of all nodes, so that a dump stays what it was when it was taken.
