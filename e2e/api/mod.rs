@@ -4,4 +4,5 @@ kilo_e2e::test_files! {
     agents_mesh,
     api_backend,
     api_outage,
+    mixed_mesh,
 }

@@ -33,14 +33,14 @@ impl Request {
     }
 }
 
-/// Everything that accounts of pods do, and everything that is done to Peers.
+/// Everything that accounts of pods and upstream's agents do, and everything that is done to Peers.
 pub(super) fn policy() -> Value {
     json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
         "omitStages": ["RequestReceived", "ResponseStarted"],
         "rules": [
-            {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+            {"level": "Metadata", "userGroups": ["system:serviceaccounts", super::upstream::GROUP]},
             {"level": "Metadata", "resources": [{"group": "kilo.squat.ai"}]},
             {"level": "None"},
         ],

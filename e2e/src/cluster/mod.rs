@@ -4,10 +4,12 @@
 mod audit;
 mod control_plane;
 mod daemon_set;
+mod upstream;
 mod watchers;
 mod whole;
 
 pub use audit::Request;
 pub use control_plane::ControlPlane;
+pub use upstream::Upstream;
 pub use watchers::Seen;
 pub use whole::{Cluster, peer_object};

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::daemon_set::{DaemonSet, pod_name};
 use super::watchers::{Watched, watch};
-use super::{ControlPlane, Request, Seen};
+use super::{ControlPlane, Request, Seen, Upstream};
 use crate::mesh::{Agent, Mesh, Node, Place, Reach, StateDir};
 use crate::program;
 
@@ -85,11 +85,22 @@ impl<'w> Cluster<'w> {
 
     /// Starts the agent of every node as the DaemonSet has it.
     pub fn deploy(&mut self) -> Result<()> {
-        for node in &self.mesh.place.nodes {
-            let agent = self.daemon_set.start(&self.api, node)?;
-            self.mesh.agents.insert(node.name.clone(), agent);
+        let names: Vec<String> = self.mesh.place.nodes.iter().map(|node| node.name.clone()).collect();
+        self.deploy_on(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Starts agents as the DaemonSet has them on these nodes only.
+    pub fn deploy_on(&mut self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let agent = self.daemon_set.start(&self.api, self.mesh.place.node(name)?)?;
+            self.mesh.agents.insert((*name).to_owned(), agent);
         }
         Ok(())
+    }
+
+    /// Starts an agent of upstream Kilo on a node; a skip where its program is not at hand.
+    pub fn deploy_upstream(&self, name: &str) -> Result<Upstream> {
+        Upstream::start(&self.api, self.mesh.place.node(name)?)
     }
 
     /// Stops the agent of a node as a kubelet does and starts it again.

@@ -58,8 +58,14 @@ impl Agent {
     }
 
     /// Starts the agent of a node with these flags and no others; `before` is a command that runs the command
-    /// after it. The CNI file is there as an init container leaves it.
+    /// after it.
     pub fn start_with(node: &Node, before: &[String], flags: &[String]) -> Result<Self> {
+        Self::launch(node, before, &program("kg")?, flags)
+    }
+
+    /// Starts any program that takes Kilo's flags as the agent of a node. The CNI file is there as an init
+    /// container leaves it.
+    pub fn launch(node: &Node, before: &[String], program: &Path, flags: &[String]) -> Result<Self> {
         let cni = Self::cni_file(node);
         if !cni.exists() {
             let dir = cni.parent().context("the directory of the CNI file")?;
@@ -70,13 +76,13 @@ impl Agent {
             });
             std::fs::write(&cni, conf.to_string()).context("writing the CNI file")?;
         }
-        let kg = program("kg")?.into_os_string().into_string().ok().context("the path of kg is no UTF-8")?;
+        let program = program.to_str().context("the path of an agent is no UTF-8")?.to_owned();
         // A host knows its own name; nobody here answers for others.
         let hosts = node.ns.dir().join("hosts");
         std::fs::write(&hosts, format!("127.0.0.1 localhost\n{} {}\n", node.private, node.name))
             .context("writing the file of hosts")?;
         let mount = ["sh", "-c", HOSTS, "sh", &hosts.to_string_lossy()].map(str::to_owned);
-        let argv: Vec<String> = mount.iter().chain(before).chain([&kg]).chain(flags).cloned().collect();
+        let argv: Vec<String> = mount.iter().chain(before).chain([&program]).chain(flags).cloned().collect();
         let process = node.ns.spawn("kg", &argv)?;
         Ok(Self { ns: node.ns.clone(), process, frozen: false })
     }
