@@ -26,9 +26,9 @@ pub struct Upstream {
 impl Upstream {
     /// Its program as `.ci/install-upstream` has built it; a skip where there is none.
     pub fn program() -> Result<PathBuf> {
-        let cache = std::env::var_os("KILO_TEST_CACHE").map(PathBuf::from).or_else(|| {
-            std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/kilo-e2e"))
-        });
+        let cache = std::env::var_os("KILO_TEST_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/kilo-e2e")));
         let program = cache.map(|cache| cache.join("upstream/kg")).filter(|program| program.is_file());
         program.ok_or_else(|| {
             Skip::because("no upstream kg: KILO_UPSTREAM_SOURCE names no checkout of Kilo to build it from")
@@ -37,6 +37,10 @@ impl Upstream {
 
     /// Starts a device and an agent on a node, with rights of its own.
     pub(super) fn start(api: &ControlPlane, node: &Node) -> Result<Self> {
+        // Whoever brings the pods' network sees to that on a machine.
+        node.ns.sh("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
+        // Upstream's agent panics at a Node without any annotation (B26).
+        api.kubectl(&["annotate", "node", &node.name, "example.com/any=one"])?;
         let user = format!("upstream-{}", node.name);
         let kubeconfig = api.control(&["user", "DIR", &user, "system:masters", GROUP])?;
         let exe = helper::program()?;
