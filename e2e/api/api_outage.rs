@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use kilo_e2e::cluster::{Cluster, Request, peer_object};
-use kilo_e2e::mesh::{Traveller, stranger};
+use anyhow::{Context as _, Result, ensure};
+use kilo_e2e::cluster::{Cluster, Request, node_object, peer_object};
+use kilo_e2e::mesh::{Agent, Traveller, stranger};
 use kilo_e2e::{World, eventually, figure, tests};
+use serde_json::json;
 
-tests![a_server_that_hangs_changes_nothing(limit = 600)];
+tests![
+    a_server_that_hangs_changes_nothing(limit = 600, waits = true),
+    faults_of_the_server_touch_nothing_else(limit = 600, waits = true),
+];
 
 const SOON: Duration = Duration::from_secs(60);
 /// How long the server hangs; nodes expire after 60 s. Three minutes with `KILO_TEST_LONG`.
@@ -124,4 +128,134 @@ fn a_server_that_hangs_changes_nothing(world: &World) -> Result<()> {
         reach.reached(),
     ));
     Ok(())
+}
+
+/// Faults of the server one after the other, with a mesh that goes on: revisions that are gone, answers that take ten
+/// seconds, a token that has expired, somebody who undoes what an agent writes, and a Node that is deleted and comes
+/// back with another pod range.
+fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
+    let mut cluster = Cluster::found(world)?;
+    cluster.deploy()?;
+    cluster.converge(SOON)?;
+    cluster.expire_token("b2")?;
+    let expired = Instant::now();
+    let pods: BTreeMap<&str, _> =
+        cluster.mesh.place.nodes.iter().map(|node| (node.name.as_str(), &node.pod)).collect();
+    let pairs = [("a2", "b2"), ("b2", "a2"), ("b1", "a1")];
+    let pingers = pairs.into_iter().map(|(from, to)| pods[from].ns.pinger(pods[to].address));
+    let pingers = pingers.collect::<Result<Vec<_>>>()?;
+    let mut told = Vec::new();
+
+    // 410: the server comes back and knows no revision of before.
+    let (before, done) = (devices(&cluster)?, operations(&cluster)?);
+    cluster.api.control(&["expire", "DIR"])?;
+    let back = Instant::now();
+    eventually(SOON, "a1 watches again", || {
+        let ready = cluster.mesh.agents["a1"].get("/readyz?verbose")?;
+        ensure!(ready.contains("[+]watch-nodes") && ready.contains("[+]watch-peers"), "{ready}");
+        Ok(())
+    })?;
+    ensure!(devices(&cluster)? == before && operations(&cluster)? == done, "a restart of the server moved something");
+    told.push(format!("410: watched again after {:.1} s", back.elapsed().as_secs_f64()));
+
+    // It answers for a second, and then for ten not.
+    let (name, key, address) = ("late", stranger()?, Ipv4Addr::new(10, 100, 3, 1));
+    let seen = std::thread::scope(|scope| -> Result<Duration> {
+        let slow = scope.spawn(|| -> Result<()> {
+            for _ in 0..3 {
+                cluster.api.control(&["kill", "DIR", "kube-apiserver", "STOP"])?;
+                std::thread::sleep(Duration::from_secs(10));
+                cluster.api.control(&["kill", "DIR", "kube-apiserver", "CONT"])?;
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            Ok(())
+        });
+        let asked = Instant::now();
+        let created = cluster.create_peer(name, &key, address, SOON);
+        slow.join().map_err(|_| anyhow::anyhow!("the thread that slows the server panicked"))??;
+        created.map(|_| asked.elapsed())
+    })?;
+    cluster.delete_peer(name, &key, address, SOON)?;
+    ensure!(devices(&cluster)? == before, "a slow server moved something");
+    told.push(format!("answers after 10 s: a Peer is everywhere after {:.0} s", seen.as_secs_f64()));
+
+    // Somebody else wants another granularity of a1, again and again.
+    let writes = |cluster: &Cluster<'_>| -> Result<usize> {
+        let requests = cluster.api.requests()?;
+        Ok(requests.iter().filter(|r| r.verb == "patch" && r.name == "a1" && r.user.contains("serviceaccount")).count())
+    };
+    let (start, so_far, done) = (Instant::now(), writes(&cluster)?, operations(&cluster)?);
+    let mut undone = 0;
+    while start.elapsed() < Duration::from_secs(15) {
+        cluster.api.kubectl(&["annotate", "node", "a1", "--overwrite", "kilo.squat.ai/granularity=full"])?;
+        undone += 1;
+    }
+    let fought = writes(&cluster)? - so_far;
+    ensure!((2..=8).contains(&fought), "{fought} writes in 15 s against {undone}");
+    ensure!(operations(&cluster)? == done, "who writes annotations moves something");
+    told.push(format!("another writer: {fought} writes of ours against {undone} of theirs in 15 s"));
+
+    // b3 goes and comes back with another range; its own agent and all others follow.
+    let node = cluster.mesh.place.node("b3")?;
+    let range = "10.42.200.0/24";
+    cluster.api.kubectl(&["delete", "node", "b3"])?;
+    let gone = |present: bool| {
+        let nodes = ["a1", "a2", "b1", "b2"];
+        eventually(SOON, &format!("b3 is there: {present}"), || {
+            for name in nodes {
+                let plan = cluster.mesh.agents[name].plan()?;
+                let ready = plan["readyNodes"].to_string();
+                ensure!(ready.contains("b3") == present, "{name}: {ready}");
+                ensure!(!present || plan.to_string().contains(range), "{name} knows nothing of {range}");
+            }
+            Ok(())
+        })
+    };
+    gone(false)?;
+    let mut object = node_object(node);
+    object["spec"] = json!({"podCIDR": range, "podCIDRs": [range]});
+    let created = Instant::now();
+    cluster.api.put("create", &object)?;
+    gone(true)?;
+    cluster.mesh.kernels_as_planned(SOON)?;
+    eventually(SOON, "the CNI file of b3 has its new range", || {
+        let cni = std::fs::read_to_string(Agent::cni_file(node)).context("reading the CNI file")?;
+        ensure!(cni.contains(range), "{cni}");
+        Ok(())
+    })?;
+    told.push(format!("Node recreated with another range: all follow after {:.1} s", created.elapsed().as_secs_f64()));
+
+    // The token was read again within a minute, and refused since; a new one is taken up.
+    let own = |cluster: &Cluster<'_>| -> Result<String> {
+        let node = cluster.api.json(&["get", "node", "b2"])?;
+        Ok(node["metadata"]["annotations"]["kilo.squat.ai/last-seen"].to_string())
+    };
+    let refused = eventually(Duration::from_secs(100), "b2 is refused", || {
+        let (log, errors) = (std::fs::read_to_string(node_log(&cluster, "b2")?)?, cluster.mesh.agents["b2"].get("/metrics")?);
+        ensure!(log.contains("401") && errors.contains("event=\"checkin\""), "it is not");
+        Ok(expired.elapsed())
+    })?;
+    let (seen, renewed) = (own(&cluster)?, Instant::now());
+    cluster.renew_token("b2")?;
+    eventually(Duration::from_secs(80), "b2 checks in again", || {
+        ensure!(own(&cluster)? != seen, "last seen at {seen}");
+        Ok(())
+    })?;
+    told.push(format!(
+        "expired token: refused after {:.0} s, renewed one taken up after {:.0} s",
+        refused.as_secs_f64(),
+        renewed.elapsed().as_secs_f64()
+    ));
+
+    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
+    let (sent, lost) = reports.iter().fold((0, 0), |(sent, lost), r| (sent + r.sent, lost + r.lost));
+    ensure!(sent > 1000 && lost == 0, "{reports:?}");
+    cluster.mesh.kernels_as_planned(SOON)?;
+    figure(&format!("{lost} of {sent} pings lost between others; {}", told.join("; ")));
+    Ok(())
+}
+
+/// Where the agent of a node writes its log.
+fn node_log(cluster: &Cluster<'_>, name: &str) -> Result<std::path::PathBuf> {
+    Ok(cluster.mesh.place.node(name)?.ns.dir().join("kg.log"))
 }

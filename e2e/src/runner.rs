@@ -1,6 +1,7 @@
 //! Runs tests, each in its own process, and counts them.
 //!
-//! `e2e [-j N] [--list] [WORD…]` runs the tests whose names contain one of the words; `--exact NAME` one.
+//! `e2e [-j N] [--list] [WORD…]` runs the tests whose names contain one of the words, N at a time and one beside
+//! that mostly waits; `--exact NAME` runs one.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -103,21 +104,26 @@ fn all(tests: &[Test], options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let sandbox = Sandbox::probe().map_err(|error| format!("{error:#}"));
-    let next = AtomicUsize::new(0);
+    // Those that mostly wait have a lane of their own.
+    let (waiting, busy): (Vec<&Test>, Vec<&Test>) = chosen.iter().partition(|test| test.waits);
+    let lanes = [(waiting, AtomicUsize::new(0)), (busy, AtomicUsize::new(0))];
     let results = Mutex::new(Vec::new());
+    let work = |lane: usize| {
+        let (tests, next) = &lanes[lane];
+        while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let outcome = one(test, &sandbox);
+            let seconds = start.elapsed().as_secs_f64();
+            tell(test, &outcome, seconds);
+            if let Ok(mut results) = results.lock() {
+                results.push((*test, outcome, seconds));
+            }
+        }
+    };
     std::thread::scope(|scope| {
-        for _ in 0..options.jobs.min(chosen.len()) {
-            scope.spawn(|| {
-                while let Some(test) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let start = Instant::now();
-                    let outcome = one(test, &sandbox);
-                    let seconds = start.elapsed().as_secs_f64();
-                    tell(test, &outcome, seconds);
-                    if let Ok(mut results) = results.lock() {
-                        results.push((*test, outcome, seconds));
-                    }
-                }
-            });
+        scope.spawn(|| work(0));
+        for _ in 0..options.jobs.min(lanes[1].0.len()) {
+            scope.spawn(|| work(1));
         }
     });
     let mut results = results.into_inner().map_err(|_| anyhow::anyhow!("a thread of the runner panicked"))?;

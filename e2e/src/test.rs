@@ -24,6 +24,8 @@ pub struct Test {
     pub limit: u64,
     /// Where it runs.
     pub place: Place,
+    /// It mostly waits: one of these at a time runs beside the others.
+    pub waits: bool,
     /// Runs only when it is named in full with `--exact`.
     pub hidden: bool,
 }
@@ -31,7 +33,7 @@ pub struct Test {
 impl Test {
     /// What a list may leave out: a minute, in namespaces.
     pub const DEFAULT: Self =
-        Self { name: "", run: |_| Ok(()), limit: 60, place: Place::Namespaces, hidden: false };
+        Self { name: "", run: |_| Ok(()), limit: 60, place: Place::Namespaces, waits: false, hidden: false };
 
     /// The name without that of the test program.
     pub fn short_name(&self) -> &'static str {

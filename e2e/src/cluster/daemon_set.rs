@@ -75,14 +75,30 @@ impl DaemonSet {
 
         let dir = node.ns.dir().join("secrets").join(CREDENTIALS);
         std::fs::create_dir_all(&dir).context("creating the credentials' directory")?;
-        let (pod, account) = (format!("--bound-object-name={name}"), self.account_name()?);
-        let token = ["create", "token", account, "-n", &self.namespace, "--bound-object-kind=Pod", &pod];
-        std::fs::write(dir.join("token"), api.kubectl(&token)?.trim()).context("writing the token")?;
+        self.renew_token(api, node)?;
         std::fs::write(dir.join("namespace"), &self.namespace).context("writing the namespace")?;
         std::fs::copy(api.ca(), dir.join("ca.crt")).context("copying the certificate")?;
 
         self.prepare(api, node)?;
         self.run(api, node)
+    }
+
+    /// Gives the pod of a node a token, as its kubelet does from time to time.
+    pub(super) fn renew_token(&self, api: &ControlPlane, node: &Node) -> Result<()> {
+        let (pod, account) = (format!("--bound-object-name={}", pod_name(node)), self.account_name()?);
+        let words = ["create", "token", account, "-n", &self.namespace, "--bound-object-kind=Pod", &pod];
+        self.put_token(node, &api.kubectl(&words)?)
+    }
+
+    /// Gives the pod of a node a token that has expired.
+    pub(super) fn expire_token(&self, api: &ControlPlane, node: &Node) -> Result<()> {
+        let token = api.control(&["token", "DIR", &self.namespace, self.account_name()?, "-60"])?;
+        self.put_token(node, &token)
+    }
+
+    fn put_token(&self, node: &Node, token: &str) -> Result<()> {
+        let file = node.ns.dir().join("secrets").join(CREDENTIALS).join("token");
+        std::fs::write(file, token.trim()).context("writing the token")
     }
 
     /// Starts the agent in the pod that a node has.

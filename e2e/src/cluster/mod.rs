@@ -12,4 +12,4 @@ pub use audit::Request;
 pub use control_plane::ControlPlane;
 pub use upstream::Upstream;
 pub use watchers::Seen;
-pub use whole::{Cluster, peer_object};
+pub use whole::{Cluster, node_object, peer_object};

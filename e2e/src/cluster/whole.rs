@@ -200,6 +200,16 @@ impl<'w> Cluster<'w> {
         })
     }
 
+    /// Lets the token of a node's pod be one that has expired.
+    pub fn expire_token(&self, node: &str) -> Result<()> {
+        self.daemon_set.expire_token(&self.api, self.mesh.place.node(node)?)
+    }
+
+    /// Gives the pod of a node a new token, as its kubelet does.
+    pub fn renew_token(&self, node: &str) -> Result<()> {
+        self.daemon_set.renew_token(&self.api, self.mesh.place.node(node)?)
+    }
+
     /// What agents have asked of the server, by the name of their node.
     pub fn requests(&self) -> Result<BTreeMap<String, Vec<Request>>> {
         let account = self.daemon_set.account()?;
@@ -272,7 +282,7 @@ impl<'w> Cluster<'w> {
 }
 
 /// A Node as a kubelet and an administrator leave it: a location, and the keepalive behind NAT.
-fn node_object(node: &Node) -> Value {
+pub fn node_object(node: &Node) -> Value {
     let mut metadata = json!({
         "name": node.name,
         "labels": {"topology.kubernetes.io/region": node.location, "kubernetes.io/os": "linux"},

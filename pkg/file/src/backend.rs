@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use kilo_agent::{Backend, BackendError, Event, NodePatch};
@@ -48,12 +48,19 @@ struct Shared {
     store: Mutex<Store>,
     /// One patch at a time.
     patching: Mutex<()>,
+    /// What a killed agent left behind is looked for once.
+    swept: Once,
 }
 
 impl FileBackend {
     /// A backend on this directory; it need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        let shared = Shared { root: root.into(), store: Mutex::default(), patching: Mutex::default() };
+        let shared = Shared {
+            root: root.into(),
+            store: Mutex::default(),
+            patching: Mutex::default(),
+            swept: Once::new(),
+        };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -169,6 +176,7 @@ impl Shared {
         match holders.first().map(|(file, there)| (self.root.join(file), *there)) {
             // Back a moment ago, perhaps, and not read yet.
             Some((file, there)) if there || file.exists() => {
+                self.swept.call_once(|| write::sweep(&file));
                 write::patch(&self.root, &file, name, patch).map(drop)
             }
             // Moved or deleted a moment ago; the next attempt knows more.

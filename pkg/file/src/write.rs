@@ -25,6 +25,9 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// The pause before it does.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How old a file of ours must be before it counts as left behind.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
+
 /// Why a Node was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -118,10 +121,10 @@ pub fn patch(root: &Path, file: &Path, name: &str, changes: &NodePatch) -> Resul
 pub fn create(root: &Path, name: &str, changes: &NodePatch) -> Result<(), WriteError> {
     let file = own_file(root, name);
     let directory = root.join("nodes");
-    if let Err(error) = fs::create_dir(&directory)
-        && error.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(io_error("making", &directory)(error));
+    match fs::create_dir(&directory) {
+        Ok(()) => sync_directory(&directory)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(io_error("making", &directory)(error)),
     }
     let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
     apply(&mut node, changes);
@@ -306,6 +309,22 @@ fn sync_directory(file: &Path) -> Result<(), WriteError> {
             Err(io_error("syncing", directory)(error))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes what processes left beside `file` that were killed while they wrote it. What is younger than a minute may
+/// be somebody's who still does.
+pub fn sweep(file: &Path) {
+    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return };
+    let begin = format!(".{}.", name.to_string_lossy());
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(".tmp"));
+        let ours = pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()));
+        let old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > LEFT_BEHIND);
+        if ours && old() == Some(true) {
+            remove(&entry.path());
+        }
     }
 }
 

@@ -226,3 +226,19 @@ fn no_edit_is_lost() {
         assert_eq!(tree(&file)["metadata"]["annotations"][KEY], "last");
     }
 }
+
+#[test]
+fn what_a_killed_agent_left_is_swept() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("a.yaml");
+    let names =
+        ["a.yaml", ".a.yaml.77.tmp", ".a.yaml.78.tmp", ".a.yaml.swp", ".b.yaml.77.tmp", ".a.yaml.x.tmp"];
+    for name in names {
+        let file = File::create(dir.path().join(name)).expect("made");
+        let age = if name.contains("78") { 1 } else { 3600 };
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(age)).expect("aged");
+    }
+    sweep(&file);
+    let left: Vec<_> = names.into_iter().filter(|name| dir.path().join(name).exists()).collect();
+    assert_eq!(left, ["a.yaml", ".a.yaml.78.tmp", ".a.yaml.swp", ".b.yaml.77.tmp", ".a.yaml.x.tmp"]);
+}

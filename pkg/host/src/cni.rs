@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use kilo_state::CniFile;
@@ -130,10 +131,31 @@ fn put(
             file.write_all(text.as_bytes())?;
             file.sync_all()
         })
-        .and_then(|()| place(&temporary));
+        .and_then(|()| place(&temporary))
+        // A new name is on the disk only when its directory is.
+        .and_then(|()| path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all()));
+    sweep(path, &name);
     // After a rename there is nothing to remove.
     let _ = fs::remove_file(&temporary);
     Ok(written?)
+}
+
+/// Removes what agents left beside the file that were killed while they wrote it. What is younger than a minute may
+/// be somebody's who still does.
+fn sweep(path: &Path, name: &str) {
+    let begin = format!(".{name}.");
+    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        let other = entry.file_name().to_string_lossy().into_owned();
+        let old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if other.starts_with(&begin)
+            && other.ends_with(".kilo-tmp")
+            && old().is_some_and(|age| age > Duration::from_secs(60))
+        {
+            // Nobody reads it; the next write tries again.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The text of the file with these ranges: one set of ranges for each, so that a pod gets an address of each.
@@ -176,6 +198,9 @@ mod tests {
     fn the_template_becomes_upstreams_text() {
         let dir = tempfile::tempdir().unwrap();
         let wanted = file(&dir, TEMPLATE);
+        // Left behind by an agent that was killed an hour ago.
+        let old = File::create(dir.path().join(".10-kilo.conflist.7.kilo-tmp")).unwrap();
+        old.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
         assert_eq!(observe(&wanted.path, &mut None).unwrap().ranges, []);
         write(&wanted, None).unwrap();
         assert_eq!(fs::read_to_string(&*wanted.path).unwrap(), GOLDEN);

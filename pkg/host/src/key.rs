@@ -53,8 +53,22 @@ impl KeyFileError {
 pub fn load_or_create(data_dir: &Path) -> Result<PrivateKey, KeyFileError> {
     let path = data_dir.join(FILE);
     match load(&path)? {
-        Some(key) => Ok(key),
+        Some(key) => {
+            sweep(data_dir);
+            Ok(key)
+        }
         None => create(data_dir, &path),
+    }
+}
+
+/// Removes what an agent left behind that was killed while it made the key: a private key, too.
+fn sweep(data_dir: &Path) {
+    let begin = format!(".{FILE}.");
+    for entry in fs::read_dir(data_dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&begin) {
+            // Only its owner can read it; a next start tries again.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -106,12 +120,14 @@ fn create(data_dir: &Path, path: &Path) -> Result<PrivateKey, KeyFileError> {
     let _ = fs::remove_file(&temporary);
     match written {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return load(path)?.ok_or_else(|| failed(error));
-        }
-        Err(error) => return Err(failed(error)),
+        // Another agent was faster, and may have swept ours away.
+        Err(error) => return load(path)?.ok_or_else(|| failed(error)),
     }
     File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    if let Some(parent) = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        // The directory may be as new as the file; where this is not allowed, it is not.
+        let _ = File::open(parent).and_then(|dir| dir.sync_all());
+    }
     tracing::info!(path = %path.display(), public_key = %key.public_key(), "Made a private key");
     Ok(key)
 }
@@ -143,7 +159,10 @@ mod tests {
         assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "nothing temporary stays");
         assert_eq!(load_or_create(&data).unwrap(), key);
         fs::write(data.join(FILE), format!("{text}\r\n")).unwrap();
+        // Left behind by an agent that was killed.
+        fs::write(data.join(".key.0123456789abcdef"), key.secret_base64().as_bytes()).unwrap();
         assert_eq!(load_or_create(&data).unwrap(), key, "newlines are tolerated");
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "no second copy of the key stays");
     }
 
     #[test]

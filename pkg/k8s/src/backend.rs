@@ -190,7 +190,7 @@ impl Convert<SlimNode, NodeObject> for Nodes<'_> {
     }
 
     fn deleted(&self, name: String) -> Event {
-        *self.0.own() = None;
+        self.0.own().take_if(|(own, _)| *own == name);
         Event::NodeDeleted(name)
     }
 }

@@ -123,7 +123,9 @@ impl Write {
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         out.write_all(&text)?;
         out.sync_data()?;
-        std::fs::rename(&temporary, &self.path)
+        std::fs::rename(&temporary, &self.path)?;
+        // A rename is on the disk only when its directory is.
+        self.path.parent().map_or(Ok(()), |directory| std::fs::File::open(directory)?.sync_all())
     }
 }
 
