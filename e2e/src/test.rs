@@ -45,6 +45,7 @@ impl Test {
 #[macro_export]
 macro_rules! tests {
     ($($name:ident $(($($field:ident = $value:expr),*))?),* $(,)?) => {
+        #[allow(clippy::needless_update, reason = "a test may say all there is to say")]
         pub const TESTS: &[$crate::Test] = &[$(
             $crate::Test {
                 name: concat!(module_path!(), "::", stringify!($name)),
