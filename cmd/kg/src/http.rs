@@ -22,6 +22,9 @@ use crate::metrics::Metrics;
 /// How long the agent may take to answer a question: it may be in the middle of an apply.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// A graph of more edges would take tens of MiB, for whoever asks.
+const MOST_EDGES: usize = 200_000;
+
 const INDEX: &str = "<!DOCTYPE html><html><head><title>Internal Kilo API</title></head><body>\
 <h1>Internal Kilo API</h1><ul>\
 <li><a href=\"/metrics\">/metrics</a>: Prometheus metrics</li>\
@@ -180,6 +183,9 @@ async fn graph(
     };
     let format = params.get("format").map_or("", String::as_str);
     match format {
+        "dot" | "gv" if topology.dot_edges() > MOST_EDGES => {
+            failed(format!("the graph has {} edges, which is too many: ask for svg", topology.dot_edges()))
+        }
         "dot" | "gv" => text(StatusCode::OK, topology.dot()),
         "" | "svg" => match params.get("layout").map_or("", String::as_str).parse::<Layout>() {
             Ok(layout) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg(topology, layout)).into_response(),

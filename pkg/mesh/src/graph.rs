@@ -39,6 +39,12 @@ impl Topology {
         out
     }
 
+    /// How many lines between leaders and to Peers the graph has: about the square of what is in the mesh.
+    pub fn dot_edges(&self) -> usize {
+        let leaders = self.segments.len();
+        leaders * leaders.saturating_sub(1) / 2 + leaders * self.peers.len()
+    }
+
     fn edges(&self, o: &mut String) {
         for segment in &self.segments {
             let Some(leader) = self.leader_of(segment) else { continue };

@@ -24,7 +24,8 @@ struct Times {
 impl Times {
     /// One more round.
     fn of<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        (self.walls.push(0.0), self.cpus.push(0.0));
+        self.walls.push(0.0);
+        self.cpus.push(0.0);
         self.and(work)
     }
 
