@@ -5,15 +5,60 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kilo_agent::Host as _;
 use kilo_e2e::mesh::{Iptables, Mesh, Node, Place, add_others, dress, survey};
 use kilo_e2e::{Pinger, Process, World, eventually, figure, tests};
+use kilo_state::{Desired, Op, UpstreamChain};
+
+use super::host_lab::{config, neighbour, open, reach, sh, wait};
 
 tests![
+    chains_go_and_what_others_have_in_them_stays,
     an_upstream_node_with_iptables_nft(limit = 180),
     an_upstream_node_with_iptables_legacy(limit = 180),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
+
+/// Chains that somebody else leads to, chains of which only a part is left, and comments in either form.
+const CHAINS: &str = "
+    iptables-nft -t nat -N KILO-NAT; iptables-nft -t nat -A KILO-NAT -j MASQUERADE
+    iptables-nft -t nat -A POSTROUTING -s 10.2.1.0/24 -m comment --comment 'Kilo: jump to KILO-NAT chain' -j KILO-NAT
+    iptables-nft -t nat -A POSTROUTING -s 10.9.0.0/16 -j KILO-NAT
+    ip6tables-nft -t nat -N KILO-NAT; ip6tables-nft -t nat -A POSTROUTING -j RETURN
+    nft 'insert rule ip6 nat POSTROUTING ip6 saddr fd02:1::/64 jump KILO-NAT comment \"Kilo: jump to KILO-NAT chain\"'
+    iptables-nft -A INPUT -p ipencap -m comment --comment 'Kilo: reject other IPIP traffic' -j DROP
+    iptables-nft -A INPUT -p ipencap -s 10.9.0.0/16 -j DROP
+    iptables-nft -A FORWARD -s 10.2.9.0/24 -m comment --comment 'Kilo: forward packets from the pod subnet' -j ACCEPT";
+
+fn chains_go_and_what_others_have_in_them_stays(world: &World) -> Result<()> {
+    world.need("iptables-nft")?;
+    neighbour(world)?;
+    sh(CHAINS)?;
+    let saved = || sh("iptables-nft-save | grep -e '^-A' -e KILO; ip6tables-nft-save | grep -e '^-A' -e KILO || :");
+    wait(async {
+        let mut host = open(config(world)).await?;
+        // Nothing goes before ours could be put in its place.
+        let change = kilo_nftables::Change::DeleteSet("nothing".into());
+        let refused = kilo_nftables::Transaction { table: "kilo".into(), changes: vec![change] };
+        let chain = Op::RemoveChain { ipv6: false, chain: UpstreamChain::Nat };
+        let before = saved()?;
+        let answers = host.apply(&[Op::Nftables(refused), chain]).await;
+        ensure!(answers.iter().all(Result::is_err) && saved()? == before, "{answers:?}");
+
+        let nothing = Desired::default();
+        ensure!(reach(&mut host, &nothing).await? == 4, "two chains of iptables, one of ip6tables, half a forward");
+        let after = saved()?;
+        let wanted = "-A INPUT -s 10.9.0.0/16 -p ipencap -j DROP\n:KILO-NAT - [0:0]\n\
+                      -A POSTROUTING -s 10.9.0.0/16 -j KILO-NAT\n-A POSTROUTING -j RETURN\n";
+        ensure!(after == wanted, "{after}");
+        ensure!(reach(&mut host, &nothing).await? == 0);
+        // One that comes later is found by its name.
+        sh("ip6tables-nft -N KILO-IPIP; ip6tables-nft -A INPUT -m comment --comment 'Kilo: jump' -j KILO-IPIP")?;
+        ensure!(reach(&mut host, &nothing).await? == 1 && saved()? == wanted, "{}", saved()?);
+        Ok(())
+    })
+}
 
 fn an_upstream_node_with_iptables_nft(world: &World) -> Result<()> {
     with_wireguard_go(world, Iptables::Nft)
