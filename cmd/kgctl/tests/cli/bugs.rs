@@ -29,20 +29,17 @@ fn plan(node: &str, objects: &str) -> serde_json::Value {
 #[test]
 fn a_node_without_a_granularity_has_no_say() {
     let full = "    kilo.squat.ai/granularity: full\n";
-    let objects = [
-        node(1, "203.0.113.1:51820", ""),
-        node(2, "203.0.113.2:51820", full),
-        node(3, "203.0.113.3:51820", full),
-    ];
-    let plan = plan("n2", &objects.concat());
-    assert_eq!(plan["location"], "node:n2", "{plan}");
-    let run = kgctl_stdin(&["graph", "-f", "-"], &objects.concat());
+    let (n1, n2) = (node(1, "203.0.113.1:51820", ""), node(2, "203.0.113.2:51820", ""));
+    let n3 = node(3, "203.0.113.3:51820", full);
+    let plan = plan("n3", &[&*n1, &n2, &n3].concat());
+    assert_eq!(plan["location"], "node:n3", "{plan}");
+    let run = kgctl_stdin(&["graph", "-f", "-"], &[&*n1, &n2, &n3].concat());
     assert_eq!(run.code, 0, "{}", run.stderr);
     // Not ready, and of another opinion.
-    let gone =
-        node(1, "203.0.113.1:51820", "    kilo.squat.ai/granularity: location\n").replace("1767225600", "1");
-    let plan = self::plan("n2", &[gone, objects[1].clone(), objects[2].clone()].concat());
-    assert_eq!(plan["location"], "node:n2", "{plan}");
+    let location = "    kilo.squat.ai/granularity: location\n";
+    let gone = |n: usize| node(n, "203.0.113.1:51820", location).replace("1767225600", "1");
+    let plan = self::plan("n3", &[gone(1), gone(2), n3].concat());
+    assert_eq!(plan["location"], "node:n3", "{plan}");
 }
 
 /// B17: a name that resolves to a public address makes its node a better leader, as agents see it.
