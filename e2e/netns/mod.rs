@@ -9,6 +9,7 @@ kilo_e2e::test_files! {
     host_routes,
     mesh_changes,
     mesh_crowd,
+    mesh_outage,
     mesh_drift,
     mesh_place,
     runner,
