@@ -136,7 +136,7 @@ documents in one file, what `kubectl get nodes,peers -o yaml` prints, or a plan 
 the standard input";
 
 const FACTS_HELP: &str = "\
-Time, resolved names and hosts as JSON or YAML: {now, dns: {NAME: [IP]}, hosts: {NODE: {…}}}, what an agent's \
+Time, resolved names and hosts as JSON or YAML: {now, dns: {NAME: [IP]}, held: [NODE], hosts: {NODE: {…}}}, what an agent's \
 /facts prints. Without it `now` is, for files, the newest last-seen of the input, and no name resolves";
 
 /// Where objects come from.
