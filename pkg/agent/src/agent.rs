@@ -173,7 +173,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let mut due = false;
         loop {
             due |= self.settle();
-            if due && self.store.synced() {
+            if due && self.store.synced() && self.is_named() {
                 due = self.reconcile().await;
             }
             self.publish();
@@ -302,8 +302,16 @@ impl<B: Backend, H: Host> Agent<B, H> {
         }
     }
 
+    /// Whether the names that a plan depends on have been looked up once.
+    fn is_named(&mut self) -> bool {
+        self.planner.is_some() || self.names.ready(self.store.names_of_nodes(), &mut self.facts.dns)
+    }
+
     /// When to go round although nothing was heard: a check-in, a node that expires, a retry.
     fn next_timer(&mut self) -> Instant {
+        if let Some(until) = self.names.waits() {
+            return until;
+        }
         let now = self.now();
         let expiry =
             self.store.next_expiry().map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));

@@ -13,6 +13,9 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// How many look-ups are under way at the most, by the standing of their names.
 const AT_ONCE: [usize; 3] = [32, 24, 16];
 
+/// How long the first plan may wait for names. Whoever answers does so in much less.
+const FIRST: Duration = Duration::from_secs(6);
+
 /// What one look-up found: the name, and its addresses or nothing.
 type Found = (String, Option<Vec<IpAddr>>);
 
@@ -42,9 +45,35 @@ pub(crate) struct Names {
     queues: [BTreeSet<(Instant, String)>; 3],
     running: JoinSet<Option<Vec<IpAddr>>>,
     busy: HashMap<Id, String>,
+    /// Until when the first plan waits, once it does.
+    first: Option<Instant>,
 }
 
 impl Names {
+    /// Whether a first plan may be made: these names, which an election looks at, were looked up, or took too long.
+    /// After a restart it would be a wrong one otherwise, and be carried out.
+    pub(crate) fn ready<'a>(
+        &mut self,
+        names: impl IntoIterator<Item = &'a str>,
+        dns: &mut BTreeMap<String, Vec<IpAddr>>,
+    ) -> bool {
+        let until = *self.first.get_or_insert_with(|| Instant::now() + FIRST);
+        if Instant::now() >= until {
+            return true;
+        }
+        self.want(names, dns);
+        let ready = self.wanted.values().all(|wanted| wanted.standing != Standing::New);
+        if ready {
+            self.first = Some(Instant::now());
+        }
+        ready
+    }
+
+    /// Until when the first plan waits, if it does.
+    pub(crate) fn waits(&self) -> Option<std::time::Instant> {
+        self.first.filter(|until| *until > Instant::now()).map(Instant::into_std)
+    }
+
     /// Sets the names that are wanted: new ones are looked up at once, others forgotten.
     pub(crate) fn want<'a>(
         &mut self,

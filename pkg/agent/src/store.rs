@@ -69,7 +69,9 @@ impl Store {
             Event::Malformed(kind, ..) => *kind == WatchKind::Nodes,
             Event::Peers(..) | Event::PeerApplied(_) | Event::PeerDeleted(_) | Event::Watch(..) => false,
         };
-        if of_nodes {
+        // A backend may tell what it thinks of objects while it cannot see them.
+        let blind = matches!(self.watches.get(&WatchKind::Nodes), Some(WatchState::Down(_)));
+        if of_nodes && !blind {
             self.presence.hear(self.nodes.values().map(|e| &e.translated), now);
         }
         let changed = self.work_in(event, now);
@@ -322,9 +324,14 @@ impl Store {
 
     /// The names that endpoints of nodes and peers have.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let nodes = self.nodes.values().filter_map(|e| e.translated.endpoint.as_ref());
         let peers = self.peers.values().filter_map(|e| e.translated.endpoint.as_ref());
-        nodes.chain(peers).filter_map(|endpoint| endpoint.dns())
+        self.names_of_nodes().chain(peers.filter_map(|endpoint| endpoint.dns()))
+    }
+
+    /// The names that endpoints of nodes have.
+    pub fn names_of_nodes(&self) -> impl Iterator<Item = &str> {
+        let nodes = self.nodes.values().filter_map(|e| e.translated.endpoint.as_ref());
+        nodes.filter_map(|endpoint| endpoint.dns())
     }
 
     /// The first moment at which a node is to be judged again, in seconds since 1970.

@@ -182,6 +182,23 @@ fn a_start_after_an_outage_keeps_who_was_there_before_it() {
 }
 
 #[test]
+fn what_is_told_while_the_watch_is_down_is_no_news() {
+    let mut cluster = Cluster::start(&["a", "b"]);
+    cluster.store.apply(Event::Watch(WatchKind::Nodes, WatchState::Down("gone".into())), START);
+    cluster.silent(START, START + 300);
+    cluster.list(START + 300);
+    cluster.store.apply(Event::Watch(WatchKind::Nodes, WatchState::Down("gone".into())), START + 300);
+    assert!(cluster.store.waits_for_news());
+    cluster.silent(START + 301, START + 600);
+    cluster.list(START + 600);
+    assert_eq!(cluster.there(START + 600), "ab");
+    cluster.store.apply(Event::Watch(WatchKind::Nodes, WatchState::Up), START + 600);
+    cluster.list(START + 600);
+    assert!(!cluster.store.waits_for_news());
+    assert_eq!(cluster.there(START + 689), "ab");
+}
+
+#[test]
 fn an_answer_is_news_for_who_may_not_write() {
     let mut cluster = Cluster::start(&["a", "b"]);
     cluster.silent(START, START + 70);

@@ -478,3 +478,37 @@ async fn whatever_becomes_of_peers_the_host_is_as_a_whole_plan_says() {
     assert!(followed > 50, "{followed} plans were followed");
     assert!(world.host.machine().observations < 5);
 }
+
+#[tokio::test]
+async fn a_restart_asks_for_names_before_it_elects() {
+    // The name of z is that of a public address: it leads the location, which nobody knows before it resolves.
+    let backend = FakeBackend::default();
+    let mut own = node("a", 1, false);
+    own.metadata.annotations.insert("kilo.squat.ai/force-endpoint".into(), "10.0.1.1:51820".into());
+    let mut leader = node("z", 3, true);
+    leader.metadata.annotations.insert("kilo.squat.ai/location".into(), "l1".into());
+    leader.metadata.annotations.insert("kilo.squat.ai/endpoint".into(), "z.example:51820".into());
+    leader.metadata.annotations.insert("kilo.squat.ai/internal-ip".into(), "10.0.1.3/24".into());
+    [own, leader, node("b", 2, true)].into_iter().for_each(|node| backend.apply_node(node));
+    let host = FakeHost::new(HostFacts {
+        public_key: Some(key(1)),
+        internal_ip: "10.0.1.1/24".parse().ok(),
+        external_ip: "198.51.100.1/24".parse().ok(),
+        uplink_mtu: Some(1500),
+        ..HostFacts::default()
+    });
+    host.machine().dns.insert("z.example".into(), vec!["198.51.100.3".parse().expect("an address")]);
+    let follows = |w: &World| {
+        let machine = w.host.machine();
+        machine.observed.device.as_ref().is_none_or(|device| device.peers.is_empty())
+            && machine.observed.routes.iter().any(|r| r.route.dst.to_string() == "10.2.2.0/24")
+    };
+    let first = World::run(backend.clone(), host, false);
+    first.until("z leads", follows).await;
+    let host = first.end().await;
+    assert!(!host.machine().ops.iter().any(|op| op.kind() == "peer"), "{:?}", host.machine().ops);
+    host.machine().ops.clear();
+    let second = World::run(backend, host, false);
+    second.until("z leads again", |w| w.handle.status.borrow().last_success.is_some()).await;
+    assert!(second.host.machine().ops.is_empty(), "{:?}", second.host.machine().ops);
+}

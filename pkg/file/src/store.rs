@@ -223,13 +223,6 @@ impl Store {
     pub fn events(&mut self) -> Vec<Event> {
         let view = self.view();
         let mut events = Vec::new();
-        if self.told_vanished != self.vanished {
-            for kind in [WatchKind::Nodes, WatchKind::Peers] {
-                let state = self.vanished.clone().map_or(WatchState::Up, WatchState::Down);
-                events.push(Event::Watch(kind, state));
-            }
-            self.told_vanished.clone_from(&self.vanished);
-        }
         let last = self.told.take();
         if let Some(last) = last.as_ref().filter(|l| l.node_findings == view.node_findings) {
             changes(
@@ -256,6 +249,14 @@ impl Store {
             events.push(Event::Peers(peers, view.peer_findings.clone()));
         }
         self.told = Some(view);
+        // Behind the lists, which say as well that a watch is up.
+        if self.told_vanished != self.vanished {
+            for kind in [WatchKind::Nodes, WatchKind::Peers] {
+                let state = self.vanished.clone().map_or(WatchState::Up, WatchState::Down);
+                events.push(Event::Watch(kind, state));
+            }
+            self.told_vanished.clone_from(&self.vanished);
+        }
         events
     }
 
