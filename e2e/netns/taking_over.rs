@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kilo_agent::Host as _;
 use kilo_e2e::mesh::{Iptables, Mesh, Node, Place, add_others, dress, survey};
-use kilo_e2e::{Pinger, Process, World, eventually, figure, tests};
+use kilo_e2e::{Pinger, Process, Skip, World, eventually, figure, tests};
 use kilo_state::{Desired, Op, UpstreamChain};
 
 use super::host_lab::{config, neighbour, open, reach, sh, wait};
@@ -97,6 +97,12 @@ pub(crate) fn take_over(
 ) -> Result<()> {
     for suffix in ["nft", "legacy"] {
         world.need(&format!("iptables-{suffix}"))?;
+    }
+    let look = "iptables-legacy -t nat -S; ip6tables-legacy -t nat -S";
+    if iptables == Iptables::Legacy
+        && let Err(error) = place.node("a1")?.ns.sh(look)
+    {
+        return Err(Skip::because(format!("the kernel has no legacy tables: {error:#}")));
     }
     let mut mesh = Mesh::start_at(world, place, names, flags)?;
     mesh.settle(SOON)?;
