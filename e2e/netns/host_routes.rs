@@ -16,6 +16,7 @@ tests![
     a_refused_operation_is_told_and_stops_no_other,
     twenty_thousand_routes(limit = 120),
     others_wake_us_and_we_do_not(limit = 120),
+    a_rule_whose_link_has_gone_is_removed,
 ];
 
 fn route(table: u32, dst: &str, dev: Dev, via: Option<&str>, src: Option<&str>) -> Route {
@@ -133,6 +134,19 @@ fn upstreams_routes_are_taken_over_without_a_lost_ping(world: &World) -> Result<
         ensure!(text.contains("10.2.2.0/24 via 10.4.0.2 dev kilo0 proto 75"), "{text}");
         ensure!(!text.contains("10.7.0.0/24") && !text.contains("192.168.7.7"), "a leftover stays: {text}");
         ensure!(text.contains("10.99.0.0/16 via 192.168.5.11 dev eth0 proto static"), "{text}");
+        Ok(())
+    })
+}
+
+/// The kernel keeps rules by the name of their link.
+fn a_rule_whose_link_has_gone_is_removed(world: &World) -> Result<()> {
+    neighbour(world)?;
+    sh("ip rule add to 192.168.9.9 iif kilo0 lookup 1107")?;
+    ensure!(sh("ip rule")?.contains("[detached]"), "the kernel knows the link");
+    wait(async {
+        let mut host = open(config(world)).await?;
+        ensure!(reach(&mut host, &Desired::default()).await? == 1);
+        ensure!(!sh("ip rule")?.contains("1107"), "it stays");
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kilo_e2e::mesh::{Agent, Mesh, Place, stranger};
-use kilo_e2e::{Ns, World, eventually, figure, tests};
+use kilo_e2e::{Ns, Pinger, World, eventually, figure, tests};
 
 tests![
     what_others_break_is_repaired(limit = 180),
@@ -144,13 +144,12 @@ fn a_rule_is_repaired(world: &World) -> Result<()> {
 fn break_and_wait(mesh: &Mesh<'_>, broken: &Break, [from, to]: [&str; 2]) -> Result<()> {
     let (ns, agent) = (&mesh.place.node("a1")?.ns, &mesh.agents["a1"]);
     let pinger = mesh.place.node(from)?.pod.ns.pinger(mesh.place.node(to)?.pod.address)?;
-    eventually(SOON, "pings are answered", || Ok(ensure!(pinger.answered() > 5)))?;
+    answered(&pinger, 5)?;
     let (counted, told) = (agent.repairs(&[broken.kind])?, repairs_told(agent));
 
     let took = break_until(ns, &broken.script, &broken.check)?;
     // A packet that was cut off is not answered, whereas the path is there again now.
-    let before = pinger.answered();
-    eventually(SOON, "pings are answered again", || Ok(ensure!(pinger.answered() > before + 5)))?;
+    answered(&pinger, pinger.answered() + 5)?;
     let report = pinger.stop()?;
 
     let counted = agent.repairs(&[broken.kind])? - counted;
@@ -176,6 +175,14 @@ fn break_and_wait(mesh: &Mesh<'_>, broken: &Break, [from, to]: [&str; 2]) -> Res
     Ok(())
 }
 
+/// Waits until more pings than this have been answered.
+fn answered(pinger: &Pinger, pings: usize) -> Result<()> {
+    eventually(SOON, "pings are answered", || {
+        ensure!(pinger.answered() > pings);
+        Ok(())
+    })
+}
+
 /// What the agent told of repairs, without the time. A change of nftables takes several lines.
 fn repairs_told(agent: &Agent) -> Vec<String> {
     let log = agent.log();
@@ -187,13 +194,17 @@ fn repairs_told(agent: &Agent) -> Vec<String> {
 }
 
 /// Runs a script and waits until a check succeeds: from before the one until after the other.
-fn break_until(ns: &Ns, script: &str, check: &str) -> Result<Duration> {
+pub fn break_until(ns: &Ns, script: &str, check: &str) -> Result<Duration> {
     ensure!(ns.sh(check).is_ok(), "it is broken already: {check}");
     let start = Instant::now();
     ns.sh(script)?;
-    ns.sh(&format!("n=0; until {check}; do n=$((n+1)); [ $n -lt 500 ] || exit 9; sleep 0.01; done"))
-        .context("it is not repaired")?;
+    until(ns, check)?;
     Ok(start.elapsed())
+}
+
+fn until(ns: &Ns, check: &str) -> Result<()> {
+    let line = format!("n=0; until {check}; do n=$((n+1)); [ $n -lt 500 ] || exit 9; sleep 0.01; done");
+    ns.sh(&line).context("it is not repaired").map(drop)
 }
 
 /// How many messages sockets of a namespace have lost.
@@ -237,7 +248,7 @@ fn lost_notifications_lead_to_one_reading(world: &World) -> Result<()> {
     ];
     for (what, flood, script, check) in floods {
         let pinger = mesh.place.node("a2")?.pod.ns.pinger(mesh.place.node("b1")?.pod.address)?;
-        eventually(SOON, "pings are answered", || Ok(ensure!(pinger.answered() > 5)))?;
+        answered(&pinger, 5)?;
         let before = reconciles(&mesh.agents["b2"])?;
         mesh.agent("b2")?.freeze()?;
         let ns = mesh.place.node("b2")?.ns.clone();
@@ -248,7 +259,7 @@ fn lost_notifications_lead_to_one_reading(world: &World) -> Result<()> {
         ensure!(ns.sh(check).is_err(), "it is not broken");
         let start = Instant::now();
         mesh.agent("b2")?.thaw()?;
-        ns.sh(&format!("until {check}; do sleep 0.01; done"))?;
+        until(&ns, check)?;
         let took = start.elapsed();
         std::thread::sleep(Duration::from_secs(2));
         let rounds = reconciles(&mesh.agents["b2"])? - before;
@@ -320,7 +331,8 @@ fn who_undoes_repairs_is_named_and_not_fought(world: &World) -> Result<()> {
         let start = Instant::now();
         eventually(SOON, "the route is there again", || {
             let found = ns.run(&format!("ip route show {range}"))?;
-            Ok(ensure!(found.contains("proto 75"), "{found}"))
+            ensure!(found.contains("proto 75"), "{found}");
+            Ok(())
         })?;
         let peace = start.elapsed();
         let report = pinger.stop()?;

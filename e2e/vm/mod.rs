@@ -4,6 +4,7 @@ mod machine;
 
 kilo_e2e::test_files! {
     lane,
+    mesh_drift,
     mesh_ipip,
     mesh_kernel,
     mesh_overlay,

@@ -161,7 +161,8 @@ impl Feud {
     }
 }
 
-/// What each operation is about. All that follows from a link that is made anew is about this link.
+/// What each operation is about. All that follows from a link that is made anew is about this link, and routes and
+/// rules that went with a link or an address are about that.
 fn things(ops: &[Op]) -> Vec<String> {
     let made = ops.iter().find(|op| matches!(op, Op::CreateLink { .. }));
     if let Some(link) = made {
@@ -170,7 +171,9 @@ fn things(ops: &[Op]) -> Vec<String> {
     if ops.len() > THINGS {
         return vec!["many".to_owned(); ops.len()];
     }
-    ops.iter().map(thing).collect()
+    let cause = ops.iter().find(|op| matches!(op, Op::SetUp(_) | Op::AddAddress(_))).map(thing);
+    let about = |op: &Op| cause.clone().filter(|_| matches!(op.kind(), "route" | "rule"));
+    ops.iter().map(|op| about(op).unwrap_or_else(|| thing(op))).collect()
 }
 
 /// The thing that an operation changes, whatever it makes of it.
@@ -287,6 +290,20 @@ mod tests {
         }
         assert_eq!(drift.judge(vec![link(), route(1)], &[], now), Verdict { held: 2, ..Verdict::default() });
         assert_eq!(drift.judge(vec![route(1)], &[], now).held, 0, "the route itself was never undone");
+    }
+
+    #[test]
+    fn routes_that_go_with_a_link_are_nobodys_fault() {
+        let mut drift = Drift::default();
+        let now = Instant::now();
+        for number in 1..=FREE {
+            let verdict = drift.judge(vec![Op::SetUp(Dev::WireGuard), route(1), route(2)], &[], now);
+            assert_eq!((verdict.now.len(), verdict.feuds.len()), (3, usize::from(number == FREE)));
+        }
+        assert_eq!(
+            drift.judge(vec![route(1)], &[], now),
+            Verdict { now: vec![route(1)], repairs: vec![true], ..Verdict::default() }
+        );
     }
 
     #[test]

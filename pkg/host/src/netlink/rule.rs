@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use kilo_state::{PROTOCOL, RULE_PRIORITY, TABLE};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
@@ -49,7 +49,9 @@ pub(crate) fn parse(message: &Message<'_>) -> Option<KernelRule> {
             return None;
         }
     }
-    let plain = header.action == RuleAction::ToTable && header.tos == 0 && header.flags.is_empty();
+    // Of a rule whose link has gone the kernel says "detached".
+    let flags = header.flags - RuleFlags::IifDetached;
+    let plain = header.action == RuleAction::ToTable && header.tos == 0 && flags.is_empty();
     (plain && table == TABLE).then_some(KernelRule { src, dst: dst?, iif, table })
 }
 

@@ -302,7 +302,8 @@ impl WireGuard {
     }
 }
 
-/// Many operations in one request; when it is refused, each on its own, to tell which of them it was.
+/// Many operations in one request; when it is refused, each on its own, to tell which of them it was. A device that
+/// does not answer is not asked again: each question would take its time.
 async fn foreign(
     client: &Client,
     sets: &[Option<SetPeer>],
@@ -311,24 +312,43 @@ async fn foreign(
     let mut results = Vec::with_capacity(sets.len());
     for batch in sets.chunks(FOREIGN_BATCH) {
         let peers: Vec<SetPeer> = batch.iter().flatten().cloned().collect();
-        *messages += 1;
-        if peers.len() == batch.len()
-            && client.set(&SetDevice { peers, ..SetDevice::default() }).await.is_ok()
-        {
-            results.extend(batch.iter().map(|_| Ok(())));
-            continue;
+        let mut silent = None;
+        if peers.len() == batch.len() {
+            *messages += 1;
+            match client.set(&SetDevice { peers, ..SetDevice::default() }).await {
+                Ok(()) => {
+                    results.extend(batch.iter().map(|_| Ok(())));
+                    continue;
+                }
+                Err(error) => silent = (!error.is_refusal()).then(|| chain(&error)),
+            }
         }
         for set in batch {
             let Some(set) = set else {
                 results.push(Err(no_peer_op()));
                 continue;
             };
+            if let Some(why) = &silent {
+                results.push(Err(failed(set.action(), why.clone())));
+                continue;
+            }
             *messages += 1;
             let set_one = SetDevice { peers: vec![set.clone()], ..SetDevice::default() };
             results.push(client.set(&set_one).await.map_err(|e| failed(set.action(), e)));
         }
     }
     results
+}
+
+/// An error with its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn no_peer_op() -> HostError {

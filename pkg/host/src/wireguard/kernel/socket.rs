@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::time::Duration;
 
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
@@ -13,10 +14,13 @@ use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_packet_wireguard::WireguardMessage;
 use netlink_sys::{Socket as RawSocket, SocketAddr, protocols::NETLINK_GENERIC};
+use rustix::net::sockopt;
 use zeroize::Zeroize as _;
 
 /// The kernel's messages of a dump are at most this long.
 const RECEIVE: usize = 64 << 10;
+/// The kernel answers while it is asked: this is only for a kernel that lost the answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a dump is asked for at most.
 const DUMPS: u32 = 5;
 
@@ -43,6 +47,7 @@ impl Socket {
         socket.connect(&SocketAddr::new(0, 0))?;
         // Without it the kernel sends the whole request back with an error.
         socket.set_cap_ack(true)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(TIMEOUT))?;
         let mut this = Self { socket, family: 0, sequence: 0, buffer: vec![0; RECEIVE] };
         match this.resolve() {
             Ok(family) => {
@@ -103,6 +108,20 @@ impl Socket {
         self.answers()
     }
 
+    /// Receives a datagram; its length.
+    fn receive(&mut self) -> io::Result<usize> {
+        loop {
+            match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                // Not that the dump was interrupted.
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                received => return received,
+            }
+        }
+    }
+
     /// Collects the answers to the last request up to its acknowledgement or the end of its dump.
     fn answers<F>(&mut self) -> io::Result<Vec<F>>
     where
@@ -112,7 +131,7 @@ impl Socket {
         let mut answers = Vec::new();
         let mut interrupted = false;
         loop {
-            let received = self.socket.recv(&mut &mut self.buffer[..], 0)?;
+            let received = self.receive()?;
             let mut rest = &self.buffer[..received];
             while !rest.is_empty() {
                 let malformed = || io::Error::from(io::ErrorKind::InvalidData);

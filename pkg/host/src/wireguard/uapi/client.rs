@@ -56,6 +56,11 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the device answered, and did not want to.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
     /// Whether there is no device behind the socket any more.
     pub fn is_gone(&self) -> bool {
         match self {

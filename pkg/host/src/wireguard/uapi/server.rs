@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::text::{Errno, Request, parse_request, write_status};
 use crate::wireguard::status::{SetDevice, Status};
 
-/// A client that says nothing for so long is cut off.
+/// A client that says nothing, or does not take its answer, for so long is cut off.
 const IDLE: Duration = Duration::from_secs(30);
 /// More than 50,000 peers with several ranges each.
 const MAX_REQUEST: usize = 64 << 20;
@@ -50,13 +50,27 @@ impl Server {
             Ok(_) => {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, "another device answers on the socket"));
             }
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(&path)?,
-            Err(_) => {}
+            // Nobody, or nobody any more: the new one takes its place.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+            Err(e) => return Err(e),
         }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        // Whatever the umask: until it has its mode nobody else can get at the socket, which tells the private key.
+        let hidden = dir.join(format!(".{name}.{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&hidden);
+        std::fs::DirBuilder::new().mode(0o700).create(&hidden)?;
+        let listener = listen(&hidden.join("sock"), &path);
+        let _ = std::fs::remove_dir_all(&hidden);
+        let listener = listener?;
         Ok(Self { path, task: tokio::spawn(accept(listener, backend)) })
     }
+}
+
+/// Binds a socket for the owner only, and gives it its name.
+fn listen(hidden: &Path, path: &Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(hidden)?;
+    std::fs::set_permissions(hidden, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(hidden, path)?;
+    Ok(listener)
 }
 
 impl Drop for Server {
@@ -99,7 +113,8 @@ async fn serve(mut stream: UnixStream, backend: impl Backend) -> io::Result<()> 
             Ok(Request::Set(set)) => errno(backend.set(set).await.err().unwrap_or(Errno::OK)),
             Err(e) => errno(e),
         };
-        stream.write_all(answer.as_bytes()).await?;
+        let written = tokio::time::timeout(IDLE, stream.write_all(answer.as_bytes()));
+        written.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     }
     Ok(())
 }
