@@ -203,7 +203,7 @@ pub fn break_until(ns: &Ns, script: &str, check: &str) -> Result<Duration> {
 }
 
 fn until(ns: &Ns, check: &str) -> Result<()> {
-    let line = format!("n=0; until {check}; do n=$((n+1)); [ $n -lt 500 ] || exit 9; sleep 0.01; done");
+    let line = format!("n=0; until {check}; do n=$((n+1)); [ $n -lt 3000 ] || exit 9; sleep 0.01; done");
     ns.sh(&line).context("it is not repaired").map(drop)
 }
 
