@@ -241,7 +241,7 @@ fn lost_notifications_lead_to_one_reading(world: &World) -> Result<()> {
         ),
         (
             "nftables",
-            format!("for i in $(seq 10); do nft -f {}; nft delete table ip foreign; done", sets_file.display()),
+            format!("for i in $(seq 12); do nft -f {}; nft delete table ip foreign; done", sets_file.display()),
             "nft flush chain inet kilo postrouting",
             "nft list chain inet kilo postrouting | grep -q masq_src4",
         ),

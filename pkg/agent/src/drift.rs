@@ -99,7 +99,7 @@ impl Drift {
 
     /// Tells repairs that may be carried out from those that wait because somebody undid them before. What is
     /// among `ours` as well is no repair. Where a link or its addresses must wait, everything does: the rest
-    /// depends on them.
+    /// depends on them. An upstream agent's chains stay until our table is there.
     pub(crate) fn judge(&mut self, ops: Vec<Op>, ours: &[Op], now: Instant) -> Verdict {
         self.feuds.retain(|_, feud| !feud.is_over(now));
         let ours: BTreeSet<String> =
@@ -117,11 +117,14 @@ impl Drift {
             .iter()
             .zip(&things)
             .any(|(op, thing)| self.held.contains(thing) && matches!(op.kind(), "link" | "address"));
+        let no_table =
+            ops.iter().zip(&things).any(|(op, t)| matches!(op, Op::Nftables(_)) && self.held.contains(t));
         let count = ops.len();
         let mut verdict = Verdict::default();
         let mut counted = BTreeSet::new();
         for (op, thing) in ops.into_iter().zip(things) {
-            if all || self.held.contains(&thing) {
+            let early = no_table && matches!(op, Op::RemoveChain { .. });
+            if all || early || self.held.contains(&thing) {
                 continue;
             }
             let repair = !ours.contains(&thing);
