@@ -20,6 +20,9 @@ bench: ## figures beside upstream's and thresholds, e.g. make bench ARGS=one-pee
 	cargo build --locked --release -p kilo-e2e --bin bench
 	@$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
 
+fuzz: ## strangers' bytes, a minute for each reader of them
+	@bash .ci/fuzz 60
+
 image: ## the tree of the image, tried in an empty chroot
 	@bash .ci/check-image target/image
 

@@ -9,6 +9,8 @@ mod config;
 mod discover;
 mod error;
 mod facts;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod host;
 mod iptables_forward;
 mod iptables_legacy;

@@ -6,7 +6,7 @@ mod kernel;
 mod learned;
 mod link;
 mod status;
-mod uapi;
+pub(crate) mod uapi;
 
 use std::error::Error;
 use std::path::PathBuf;

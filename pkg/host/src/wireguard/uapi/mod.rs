@@ -3,7 +3,7 @@
 
 mod client;
 mod server;
-mod text;
+pub(crate) mod text;
 
 pub use client::Client;
 pub use server::{Answer, Backend, Server};
