@@ -1,6 +1,7 @@
 //! Who claims which key and which range, as far as a plan has to know before it gives them to a Peer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use kilo_wireguard::PublicKey;
@@ -46,6 +47,8 @@ pub(crate) struct Claims {
     pub(crate) ranges: Vec<IpNet>,
     /// The allowed-location-ips of ready nodes, those that were left out included.
     pub(crate) behind_locations: RangeSet,
+    /// The endpoints that other nodes have seen, of each key that which counts.
+    pub(crate) seen_by_others: BTreeMap<PublicKey, SocketAddr>,
 }
 
 /// What one Peer that is ready claims.

@@ -1,6 +1,7 @@
 //! Which Peers take part, and with which of their ranges: one Peer for each key, one Peer for each range,
 //! and nothing that belongs to a node.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -137,7 +138,13 @@ pub(crate) fn choose(
         }
         chosen.extend(MeshPeer::new(peer, endpoint_addr, start..ranges.len() as u32));
     }
-    let claims = Claims { owned, keys, ranges: claimed, behind_locations: RangeSet::default() };
+    let claims = Claims {
+        owned,
+        keys,
+        ranges: claimed,
+        behind_locations: RangeSet::default(),
+        seen_by_others: BTreeMap::new(),
+    };
     Chosen { peers: chosen, ranges, findings, claims }
 }
 

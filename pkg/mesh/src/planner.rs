@@ -1,6 +1,7 @@
 //! A plan that follows single Peers: what one of them changes is worked into the plan at the cost of that
 //! Peer. [`plan`](crate::plan) stays the definition; whatever is not plainly equal to it is refused here.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::device::{Unsettled, device_peer};
 use crate::endpoint::resolve;
 use crate::plan::{Memory, with_memory};
 use crate::topology::{MeshPeer, Topology};
-use crate::{Config, Facts, Mesh, Node, PREFIX, Peer, Plan, desired, table};
+use crate::{Config, Facts, Mesh, Node, PREFIX, Peer, Plan, annotations, desired, table};
 
 /// A Peer with more ranges than these is left to a whole plan, which is then the cheaper way.
 const MANY_RANGES: usize = 64;
@@ -81,14 +82,20 @@ impl Planner {
             return Err(NotSimple("there is no mesh"));
         };
         memory.now = facts.now;
-        let mut work = Work { config, facts, memory, mesh, touched: Touched::default() };
+        let nat_endpoints = &mut plan.nat_endpoints;
+        let mut work =
+            Work { config, facts, memory, mesh, nat_endpoints, published: true, touched: Touched::default() };
         // What goes frees keys and ranges for what comes.
         let (go, come): (Vec<PeerChange<'_>>, Vec<_>) = changes.iter().partition(|c| c.new.is_none());
         for change in go.into_iter().chain(come) {
             work.one(change)?;
         }
         work.settle_endpoints();
-        let touched = work.touched;
+        let Work { touched, published, .. } = work;
+        if !published {
+            let text = annotations::discovered_text(&plan.nat_endpoints);
+            plan.annotations.insert(format!("{PREFIX}discovered-endpoints"), text);
+        }
         plan.annotations.insert(format!("{PREFIX}last-seen"), facts.now.cast_signed().to_string());
         Ok((self, touched))
     }
@@ -103,6 +110,9 @@ struct Work<'a> {
     facts: &'a Facts,
     memory: &'a mut Memory,
     mesh: &'a mut Mesh,
+    nat_endpoints: &'a mut BTreeMap<PublicKey, SocketAddr>,
+    /// The annotation says what the device has seen.
+    published: bool,
     touched: Touched,
 }
 
@@ -116,10 +126,6 @@ impl Work<'_> {
         }
         let (before, after) = (old.as_ref().map(|wish| &wish.1), new.as_ref().map(|wish| &wish.1));
         let keys = (before.map(|claim| claim.key), after.map(|claim| claim.key));
-        let seen = |key: PublicKey| self.memory.known.seen(self.facts, &key).is_some();
-        if keys.0 != keys.1 && (keys.0.is_some_and(seen) || keys.1.is_some_and(seen)) {
-            return Err(NotSimple("the endpoint that the device has seen is published"));
-        }
         let others = NotSimple("others claim a key or range of the Peer");
         before.map_or(Some(()), |claim| self.memory.claims.remove(claim)).ok_or(others)?;
         after.map_or(Some(()), |claim| self.memory.claims.add(claim)).ok_or(others)?;
@@ -134,8 +140,33 @@ impl Work<'_> {
             .topology
             .replace(&name, old.is_some(), new)
             .ok_or(NotSimple("the Peer is not as it was"))?;
+        if keys.0 != keys.1 {
+            keys.0.into_iter().for_each(|key| self.forget(&key));
+            keys.1.into_iter().for_each(|key| self.discover(key));
+        }
         self.device(&name, keys);
         Ok(())
+    }
+
+    /// The endpoint that the device has seen of a Peer is no longer published; what other nodes have seen counts.
+    fn forget(&mut self, key: &PublicKey) {
+        if self.nat_endpoints.remove(key).is_some() {
+            self.published = false;
+            let discovered = &mut self.mesh.topology.discovered_endpoints;
+            match self.memory.claims.seen_by_others.get(key) {
+                Some(addr) => drop(discovered.insert(*key, *addr)),
+                None => drop(discovered.remove(key)),
+            }
+        }
+    }
+
+    /// The endpoint that the device has seen of a Peer is published, and counts.
+    fn discover(&mut self, key: PublicKey) {
+        if let Some(addr) = self.memory.known.seen(self.facts, &key) {
+            self.published = false;
+            self.nat_endpoints.insert(key, addr);
+            self.mesh.topology.discovered_endpoints.insert(key, addr);
+        }
     }
 
     /// What a Peer claims, if it takes part and is a simple one.

@@ -166,7 +166,11 @@ impl Topology {
 
         let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, facts);
         findings.extend(chosen.findings);
-        let claims = Claims { behind_locations, ..chosen.claims };
+        let seen_by_others = seen_by_others(local, &list);
+        // The local node's own view comes first.
+        let mut discovered_endpoints = seen_by_others.clone();
+        discovered_endpoints.extend(&local.discovered_endpoints);
+        let claims = Claims { behind_locations, seen_by_others, ..chosen.claims };
         let leader = segments[local_segment].members.start as usize + segments[local_segment].leader == at;
         let topology = Self {
             segments,
@@ -181,16 +185,17 @@ impl Topology {
             private_ip: local.internal_ip,
             listen_port: local.endpoint.as_ref().map_or(config.port, |e| e.port),
             persistent_keepalive: local.persistent_keepalive,
-            discovered_endpoints: discovered(local, &list),
+            discovered_endpoints,
         };
         Ok((topology, findings, claims))
     }
 }
 
-/// What nodes have discovered: the local node's own view first, then of each key the first in order.
-fn discovered(local: &Node, list: &[(SegmentName, &Node)]) -> BTreeMap<PublicKey, SocketAddr> {
-    let mut map = local.discovered_endpoints.clone();
-    for (key, addr) in list.iter().flat_map(|(_, n)| &n.discovered_endpoints) {
+/// What the other nodes have discovered: of each key the first in order.
+fn seen_by_others(local: &Node, list: &[(SegmentName, &Node)]) -> BTreeMap<PublicKey, SocketAddr> {
+    let mut map = BTreeMap::new();
+    let others = list.iter().filter(|(_, n)| n.name != local.name);
+    for (key, addr) in others.flat_map(|(_, n)| &n.discovered_endpoints) {
         map.entry(*key).or_insert(*addr);
     }
     map
