@@ -34,7 +34,7 @@ fn calm_peer(i: usize) -> impl Strategy<Value = PeerObject> {
         spec: PeerSpec {
             allowed_ips,
             // The keys below 16 are those of others, and of peers that the device knows.
-            public_key: key(if turn == 0 { 8 + i as u8 } else { 20 + 2 * i as u8 + turn % 2 }).to_string(),
+            public_key: key(if turn < 3 { 8 + i as u8 } else { 20 + 2 * i as u8 + turn % 2 }).to_string(),
             persistent_keepalive: Some(keepalive),
             preshared_key: secret.then(|| SecretText::new(key(200).to_string())),
             endpoint: endpoint.map(|(dns, ip)| PeerEndpoint {

@@ -50,18 +50,18 @@ fn endpoint() -> impl Strategy<Value = String> {
 
 fn annotation() -> impl Strategy<Value = (String, String)> {
     prop_oneof![
-        endpoint().prop_map(|v| ("force-endpoint".to_owned(), v)),
-        range().prop_map(|v| ("force-internal-ip".to_owned(), v)),
-        Just(("force-internal-ip".to_owned(), "-".to_owned())),
-        Just(("leader".to_owned(), String::new())),
-        prop_oneof![Just("25".to_owned()), "-?[0-9]{1,22}", ".{0,4}"]
+        1 => endpoint().prop_map(|v| ("force-endpoint".to_owned(), v)),
+        1 => range().prop_map(|v| ("force-internal-ip".to_owned(), v)),
+        1 => Just(("force-internal-ip".to_owned(), "-".to_owned())),
+        1 => Just(("leader".to_owned(), String::new())),
+        1 => prop_oneof![Just("25".to_owned()), "-?[0-9]{1,22}", ".{0,4}"]
             .prop_map(|v| ("persistent-keepalive".to_owned(), v)),
-        prop::collection::vec(range(), 0..4).prop_map(|v| ("allowed-location-ips".to_owned(), v.join(","))),
-        (1..9_u8, endpoint()).prop_map(|(k, e)| {
+        1 => prop::collection::vec(range(), 0..4).prop_map(|v| ("allowed-location-ips".to_owned(), v.join(","))),
+        3 => (1..16_u8, address()).prop_map(|(k, e)| {
             ("discovered-endpoints".to_owned(), format!(r#"{{"{}":{{"IP":"{e}","Port":7}}}}"#, key(k)))
         }),
-        range().prop_map(|v| ("cilium-internal-ip".to_owned(), v)),
-        ("[a-z-]{1,24}", ".{0,24}"),
+        1 => range().prop_map(|v| ("cilium-internal-ip".to_owned(), v)),
+        1 => ("[a-z-]{1,24}", ".{0,24}"),
     ]
 }
 
