@@ -4,14 +4,14 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use kilo_mesh::{
-    Config, DnsOrIp, Facts, Metadata, Node, Peer, PeerChange, PeerEndpoint, PeerObject, PeerSpec, Plan,
-    Planner, SecretText,
+    Config, DeviceFact, DnsOrIp, Facts, HostFacts, Metadata, Node, NodeObject, NodeSpec, PREFIX, Peer,
+    PeerChange, PeerEndpoint, PeerObject, PeerSpec, Plan, Planner, SecretText,
 };
 use kilo_state::{Desired, Observed, ObservedLink, ObservedRoute, Op, PROTOCOL, apply, diff, diff_touched};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::random::{config, facts, key, make, objects, peer};
+use crate::random::{NOW, config, facts, key, make, objects, peer};
 
 /// A Peer that seldom gets in the way of others; its ranges adjoin and hold one another.
 fn calm_peer(i: usize) -> impl Strategy<Value = PeerObject> {
@@ -177,4 +177,57 @@ fn a_followed_plan_is_the_whole_plan() {
     result.unwrap_or_else(|error| panic!("{error}"));
     eprintln!("{} of {} steps were followed", simple.get(), all.get());
     assert!(simple.get() > all.get() / 8, "{} of {} steps were followed", simple.get(), all.get());
+}
+
+/// A Peer that the device has seen goes and comes, while another node has seen it elsewhere.
+#[test]
+fn what_others_have_seen_counts_as_long_as_the_device_has_seen_nothing() {
+    let node = |name: &str, n: u8, more: (&str, String)| {
+        let annotations = [
+            ("endpoint", format!("203.0.113.{n}:51820")),
+            ("internal-ip", format!("10.0.{n}.1/24")),
+            ("key", key(n).to_string()),
+            ("location", format!("l{n}")),
+            ("last-seen", NOW.to_string()),
+            more,
+        ];
+        let annotations = annotations.map(|(k, v)| (format!("{PREFIX}{k}"), v)).into();
+        let metadata = Metadata { name: name.into(), annotations, ..Metadata::default() };
+        let spec = NodeSpec { pod_cidr: format!("10.42.{n}.0/24"), pod_cidrs: Vec::new() };
+        Node::from_object(&NodeObject { metadata, spec }, "region").0
+    };
+    let seen = format!(r#"{{"{}":{{"IP":"203.0.113.50","Port":7}}}}"#, key(50));
+    let nodes = [node("n0", 1, ("leader", String::new())), node("n1", 2, ("discovered-endpoints", seen))];
+    let object = PeerObject {
+        metadata: Metadata { name: "p".into(), ..Metadata::default() },
+        spec: PeerSpec {
+            allowed_ips: vec!["10.100.0.1/32".into()],
+            public_key: key(50).to_string(),
+            persistent_keepalive: Some(25),
+            ..PeerSpec::default()
+        },
+    };
+    let peer = Peer::from_object(&object).0;
+    let config = Config { hostname: "n0".into(), ..Config::default() };
+    let device = vec![DeviceFact {
+        public_key: key(50),
+        endpoint: "198.51.100.9:9".parse().ok(),
+        latest_handshake: NOW - 10,
+    }];
+    let host = HostFacts { public_key: Some(key(1)), device, ..HostFacts::default() };
+    let facts = Facts { now: NOW, host, ..Facts::default() };
+    let by_ref: Vec<&Node> = nodes.iter().collect();
+    let whole = |peers: &[&Peer]| Planner::new(&config, &by_ref, peers, &facts);
+    let seen_at = |planner: &Planner| {
+        let mesh = planner.plan().mesh.as_ref().expect("a mesh");
+        mesh.topology.discovered_endpoints.get(&key(50)).map(ToString::to_string)
+    };
+    let go = PeerChange { old: Some(&peer), new: None };
+    let (gone, _) = whole(&[&peer]).change(&config, &facts, &[go]).expect("a simple change");
+    assert_eq!(seen_at(&gone).as_deref(), Some("203.0.113.50:7"));
+    assert_eq!(gone.plan(), whole(&[]).plan());
+    let come = PeerChange { old: None, new: Some(&peer) };
+    let (back, _) = gone.change(&config, &facts, &[come]).expect("a simple change");
+    assert_eq!(seen_at(&back).as_deref(), Some("198.51.100.9:9"));
+    assert_eq!(back.plan(), whole(&[&peer]).plan());
 }
