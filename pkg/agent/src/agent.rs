@@ -7,21 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kilo_mesh::{Config, Facts, Finding, Outcome, PeerChange, Plan, Planner};
-use kilo_state::{Desired, Link, LinkKind, Observed, Op, Touched};
+use kilo_mesh::{Config, Facts, Finding, Outcome, Plan, Planner};
+use kilo_state::{Desired, Link, LinkKind, Observed, Op};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::annotations::{self, Write};
 use crate::apply::{apply, chain};
 use crate::backoff::Backoff;
-use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::drift::Drift;
 use crate::names::Names;
+use crate::plans::Next;
 use crate::report::{ErrorEvent, Input, Query, Stats, Status, Summary};
 use crate::store::{Changed, Store};
 use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, WatchState};
@@ -109,15 +108,6 @@ enum Wake {
     Resync,
     Timer,
     Stop,
-}
-
-/// A plan to carry out.
-struct Next {
-    planner: Planner,
-    /// What of the host differs from the plan before: after a whole plan anything may.
-    touched: Option<Touched>,
-    /// Nothing does.
-    same: bool,
 }
 
 impl<B: Backend, H: Host> Agent<B, H> {
@@ -401,28 +391,12 @@ impl<B: Backend, H: Host> Agent<B, H> {
         again
     }
 
-    /// Plans, by following what has changed where that will do.
+    /// Plans, and deals with what has changed beside.
     fn next_plan(&mut self) -> Next {
         let changes = self.store.take_changes();
-        let whole = std::mem::take(&mut self.new_facts) | changes.whole;
-        let (followed, last) = match self.planner.take() {
-            Some(planner) if !whole && planner.can_follow(&self.facts) => {
-                (self.follow(planner, &changes), None)
-            }
-            last => (None, last),
-        };
-        let next = match followed {
-            Some((planner, touched)) => {
-                self.stats.followed.fetch_add(1, Ordering::Relaxed);
-                Next { same: touched.is_empty(), planner, touched: Some(touched) }
-            }
-            None => {
-                let (nodes, peers) = (self.store.nodes(), self.store.peers());
-                let planner = Planner::new(&self.settings.config, &nodes, &peers, &self.facts);
-                let same = last.is_some_and(|last| last.plan().wants_the_same(planner.plan()));
-                Next { planner, touched: None, same }
-            }
-        };
+        let (last, new_facts) = (self.planner.take(), std::mem::take(&mut self.new_facts));
+        let input = (&self.settings.config, &self.store, &self.facts);
+        let next = Next::plan(last, new_facts, &changes, input, &self.stats);
         if changes.names {
             self.names.want(self.store.names(), &mut self.facts.dns);
         }
@@ -430,19 +404,6 @@ impl<B: Backend, H: Host> Agent<B, H> {
             self.log_findings(next.planner.plan());
         }
         next
-    }
-
-    /// The plan after these changes, if they are simple.
-    fn follow(&self, planner: Planner, changes: &Changes) -> Option<(Planner, Touched)> {
-        let peers: Vec<PeerChange<'_>> = changes
-            .peers
-            .iter()
-            .map(|(name, old)| PeerChange { old: old.as_ref(), new: self.store.peer(name) })
-            .collect();
-        planner
-            .change(&self.settings.config, &self.facts, &peers)
-            .inspect_err(|reason| debug!(%reason, "Change cannot be followed"))
-            .ok()
     }
 
     fn finish(&mut self, plan: &Plan, errors: Vec<HostError>, held: usize, took: Duration) {

@@ -12,6 +12,7 @@ mod clock;
 mod drift;
 mod host;
 mod names;
+mod plans;
 mod presence;
 mod report;
 mod store;
