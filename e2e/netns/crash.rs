@@ -2,6 +2,7 @@
 //! starts then makes the kernel what it would have been, and touches nothing that was right.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -90,7 +91,8 @@ impl<'w> Machine<'w> {
             if settled || ended.is_some() {
                 let kinds = log.lines().filter_map(|line| line.strip_prefix("op ")).map(str::to_owned);
                 let kinds = kinds.collect();
-                if !settled && !ended.is_some_and(|status| std::os::unix::process::ExitStatusExt::signal(&status) == Some(9)) {
+                let killed = ended.is_some_and(|status| status.signal() == Some(9));
+                if !settled && !killed {
                     bail!("the agent of {} at {at} ended with {ended:?}: {log}", phase.name());
                 }
                 return Ok(Run { process, kinds, settled });
