@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kilo_e2e::crash::{Phase, cni_file};
+use kilo_e2e::mesh::differences;
 use kilo_e2e::netns::helper as program_helper;
 use kilo_e2e::{Ns, Process, World, eventually, figure, tests};
 use serde_json::Value;
@@ -56,7 +57,12 @@ impl<'w> Machine<'w> {
                 argv.extend(words.iter().map(std::ffi::OsStr::new));
                 argv.push(dir.as_os_str());
                 let device = ns.spawn("device", &argv)?;
-                eventually(SOON, "the device is there", || ns.run("wg show kilo0"))?;
+                // Not by asking it: `wg` removes a socket that does not answer yet.
+                eventually(SOON, "the link is there", || ns.run("ip link show kilo0"))?;
+                eventually(SOON, "the device is there", || {
+                    ensure!(ns.dir().join("wireguard/kilo0.sock").exists(), "it has no socket");
+                    Ok(())
+                })?;
                 Some(device)
             }
         };
@@ -100,6 +106,25 @@ impl<'w> Machine<'w> {
             ensure!(start.elapsed() < SOON, "the agent of {} at {at} is not done: {log}", phase.name());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The kernel is as the plan of the agent that has settled last says.
+    fn as_planned(&self) -> Result<()> {
+        let plan = std::fs::read(self.ns.dir().join("plan.json")).context("reading the plan")?;
+        let plan: Value = serde_json::from_slice(&plan).context("reading the JSON of the plan")?;
+        let found = differences(&self.ns, &plan, true)?;
+        ensure!(found.is_empty(), "{}", found.join("\n"));
+        Ok(())
+    }
+
+    /// Nothing of an agent is left in the kernel but a device that is not its own.
+    fn is_clean(&self) -> Result<()> {
+        let routes = self.ns.run("ip route show table all proto 75")? + &self.ns.run("ip -6 route show table all proto 75")?;
+        let rules = self.ns.run("ip rule show table 1107")? + &self.ns.run("ip -6 rule show table 1107")?;
+        let ruleset = self.ns.run("nft list ruleset")?;
+        let left = routes + &rules;
+        ensure!(left.is_empty() && !ruleset.contains("kilo") && !ruleset.contains("10.42."), "{left}{ruleset}");
+        Ok(())
     }
 
     /// All that the kernel and the disk have of an agent, as others see it.
@@ -158,7 +183,7 @@ fn files(dir: &Path) -> Result<String> {
         let Ok(entries) = std::fs::read_dir(&dir) else { continue };
         for entry in entries {
             let name = entry.context("reading a directory")?.file_name().to_string_lossy().into_owned();
-            if !name.ends_with(".log") {
+            if !name.ends_with(".log") && name != "plan.json" {
                 names.push(name);
             }
         }
@@ -241,6 +266,7 @@ fn kill_and_mend(
     let took = start.elapsed();
     ensure!(again.settled, "killed at the second start");
     eventually(Duration::from_secs(2), "the kernel is as if nobody had been killed", || same(&machine.dump()?, wanted))?;
+    machine.as_planned()?;
     // What was done is not done again.
     if lasting && phase != Phase::Stop {
         let left = kinds.len() - at;
@@ -270,10 +296,16 @@ fn every_kill(world: &World, lasting: bool) -> Result<()> {
         let mut whole = machine.agent(phase, "0")?;
         ensure!(whole.settled, "killed without being told");
         let kinds = whole.kinds.clone();
+        if phase == Phase::Stop {
+            machine.is_clean()?;
+        } else {
+            machine.as_planned()?;
+        }
         let mut wanted = machine.dump()?;
         if phase == Phase::Stop {
             // After a stop that was cut off, the agent is back as after any start.
             let mut again = machine.agent(phase, "again")?;
+            machine.as_planned()?;
             wanted = machine.dump()?;
             again.process.kill();
         }

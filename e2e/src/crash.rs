@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kilo_agent::{Agent, DiscoverConfig, Event, Handle, Host, HostError, HostEvent, Settings};
+use kilo_agent::view::{PlanSource, PlanView};
+use kilo_agent::{Agent, DiscoverConfig, Event, Handle, Host, HostError, HostEvent, Query, Settings};
 use kilo_host::wireguard::SOCKET_DIR;
 use kilo_host::{HostConfig, LinuxHost};
 use kilo_mesh::{
-    Config, Encapsulate, HostFacts, Metadata, NodeObject, NodeSpec, Outcome, PREFIX, PeerObject, PeerSpec,
+    Config, Encapsulate, HostFacts, Metadata, Node, NodeObject, NodeSpec, Outcome, PREFIX, Peer, PeerObject,
+    PeerSpec,
 };
 use kilo_state::{Observed, Op};
 use kilo_testkit::FakeBackend;
@@ -22,6 +24,8 @@ use rustix::process::{Signal, getpid, kill_process};
 
 /// How long an agent must do nothing to count as settled.
 const QUIET: Duration = Duration::from_millis(200);
+/// How often that is looked at.
+const LOOKS: u32 = 20;
 /// How long that may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -129,6 +133,7 @@ async fn begin(phase: Phase, dir: &Path, at: usize, first: Phase, count: bool) -
         }
         settled(&handle, &counter).await?;
     }
+    leave_plan(&handle, dir).await?;
     say("settled")?;
     std::future::pending().await
 }
@@ -141,26 +146,49 @@ fn say(line: &str) -> Result<()> {
 /// Waits until all is as planned and nothing more is done.
 async fn settled(handle: &Handle, counter: &Counter) -> Result<()> {
     let start = Instant::now();
-    let (mut quiet, mut before) = (Instant::now(), (0, 0));
-    while quiet.elapsed() < QUIET {
+    let (mut quiet, mut looks, mut before) = (Instant::now(), 0, (0, 0));
+    // On a busy machine the agent may be as slow as we are: time alone says little.
+    while looks < LOOKS || quiet.elapsed() < QUIET {
+        tokio::time::sleep(QUIET / LOOKS).await;
         let status = handle.status.borrow().clone();
         let fine = status.apply_error.is_none()
             && status.device
             && status.plan.as_ref().is_some_and(|plan| plan.outcome == Outcome::Ok);
         let now = (counter.done.load(Ordering::SeqCst), handle.stats.reconciles.load(Ordering::SeqCst));
-        if !fine || now != before {
-            (quiet, before) = (Instant::now(), now);
+        if fine && now == before {
+            looks += 1;
+        } else {
+            (quiet, looks, before) = (Instant::now(), 0, now);
         }
         if start.elapsed() > LIMIT {
-            bail!(
-                "not settled: {:?}, {:?}",
-                status.apply_error,
-                status.plan.as_ref().map(|plan| plan.error.clone())
-            );
+            bail!("not settled: {:?}, {:?}", status.apply_error, status.plan);
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
+}
+
+/// Leaves the plan of the moment as `plan.json` in a directory.
+async fn leave_plan(handle: &Handle, dir: &Path) -> Result<()> {
+    let config = settings(dir)?.config;
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    handle.queries.send(Query::Input(answer)).await.context("asking the agent")?;
+    let input = answered.await.context("waiting for the agent's answer")?;
+    let nodes: Vec<Node> =
+        input.nodes.iter().map(|object| Node::from_object(object, &config.topology_label).0).collect();
+    let peers: Vec<Peer> = input.peers.iter().map(|object| Peer::from_object(object).0).collect();
+    let (nodes, peers): (Vec<&Node>, Vec<&Peer>) = (nodes.iter().collect(), peers.iter().collect());
+    let source = PlanSource {
+        config: &config,
+        node_objects: &input.nodes.iter().collect::<Vec<_>>(),
+        peer_objects: &input.peers.iter().collect::<Vec<_>>(),
+        nodes: &nodes,
+        peers: &peers,
+        facts: &input.facts,
+        findings: &[],
+    };
+    let view = PlanView::new(&kilo_mesh::plan(&config, &nodes, &peers, &input.facts), &source);
+    let text = serde_json::to_vec(&view).context("writing the plan as JSON")?;
+    std::fs::write(dir.join("plan.json"), text).context("writing the plan")
 }
 
 #[derive(Debug, Default)]
