@@ -167,11 +167,12 @@ async fn a_wiped_directory_is_not_written_to() {
     let mut f = Fixture::start(&[("nodes/a.yaml", node("a")), ("p.yaml", peer("x", "10.5.0.1"))]);
     f.started().await;
     fs::remove_dir_all(f.root()).expect("removed");
-    assert!(matches!(f.next().await, Event::Watch(WatchKind::Nodes, WatchState::Down(_))));
-    assert!(matches!(f.next().await, Event::Watch(WatchKind::Peers, WatchState::Down(_))));
     assert!(
         matches!(f.next().await, Event::Nodes(nodes, findings) if nodes.len() == 1 && findings.len() == 1)
     );
+    // Last: a list says that its watch is up.
+    assert!(matches!(f.next().await, Event::Watch(WatchKind::Nodes, WatchState::Down(_))));
+    assert!(matches!(f.next().await, Event::Watch(WatchKind::Peers, WatchState::Down(_))));
     let error = f.backend.patch_node("a", &seen("1")).await.expect_err("refused");
     assert!(matches!(error, BackendError::Failed { .. }), "{error:?}");
     fs::create_dir(f.root()).expect("made");
@@ -185,11 +186,11 @@ async fn a_wiped_directory_is_not_written_to() {
     assert_eq!(fs::read_dir(f.root()).expect("listed").count(), 0);
     f.write("nodes/a.yaml", &node("a"));
     f.write("p.yaml", &peer("x", "10.5.0.1"));
-    assert!(matches!(f.next().await, Event::Watch(WatchKind::Nodes, WatchState::Up)));
-    assert!(matches!(f.next().await, Event::Watch(WatchKind::Peers, WatchState::Up)));
     assert!(
         matches!(f.next().await, Event::Nodes(nodes, findings) if nodes.len() == 1 && findings.is_empty())
     );
+    assert!(matches!(f.next().await, Event::Watch(WatchKind::Nodes, WatchState::Up)));
+    assert!(matches!(f.next().await, Event::Watch(WatchKind::Peers, WatchState::Up)));
     f.backend.patch_node("a", &seen("1")).await.expect("written");
 }
 
@@ -213,8 +214,9 @@ async fn waits_for_a_directory_and_holds_for_half_a_file() {
     while told.len() < 4 {
         told.push(events.recv().await.expect("an event"));
     }
-    assert!(matches!(&told[2], Event::Nodes(nodes, f) if nodes.len() == 1 && f.is_empty()), "{told:?}");
-    assert!(matches!(&told[3], Event::Peers(peers, _) if peers.len() == 1), "{told:?}");
+    assert!(matches!(&told[0], Event::Nodes(nodes, f) if nodes.len() == 1 && f.is_empty()), "{told:?}");
+    assert!(matches!(&told[1], Event::Peers(peers, _) if peers.len() == 1), "{told:?}");
+    assert!(told[2..].iter().all(|e| matches!(e, Event::Watch(_, WatchState::Up))), "{told:?}");
 }
 
 #[tokio::test]

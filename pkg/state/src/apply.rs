@@ -23,7 +23,7 @@ pub fn apply_all(observed: &mut Observed, ops: &[&Op]) {
             ([Op::DeleteRoute(_), _, ..], _) => {
                 let route = |op: &&Op| if let Op::DeleteRoute(route) = op { Some(*route) } else { None };
                 let gone: BTreeSet<Route> = run.iter().filter_map(route).collect();
-                observed.routes.retain(|r| !(r.is_ours() && gone.contains(&r.route)));
+                observed.routes.retain(|r| !(may_go(r) && gone.contains(&r.route)));
             }
             ([Op::RemovePeer(_) | Op::UpdatePeer(_) | Op::AddPeer(_), ..], Some(device))
                 if run.len() > FEW =>
@@ -110,10 +110,7 @@ pub fn apply(observed: &mut Observed, op: &Op) {
         }
         Op::DeleteRoute(route) => {
             let there = to_one_destination(observed, route);
-            observed
-                .routes
-                .extract_if(there, |r| r.route == *route && (r.is_ours() || r.has_upstreams_shape()))
-                .for_each(drop);
+            observed.routes.extract_if(there, |r| r.route == *route && may_go(r)).for_each(drop);
         }
         Op::AddRule(rule) => insert(&mut observed.rules, *rule),
         Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
@@ -131,6 +128,11 @@ fn insert<T: Ord>(list: &mut Vec<T>, item: T) {
 /// The places of the routes of this one's table and destination.
 fn to_one_destination(observed: &Observed, route: &Route) -> Range<usize> {
     places(&observed.routes, |r| (r.route.table, r.route.dst).cmp(&(route.table, route.dst)))
+}
+
+/// Whether a route is one that a host deletes when it is told to.
+fn may_go(route: &ObservedRoute) -> bool {
+    route.is_ours() || route.has_upstreams_shape()
 }
 
 fn ours(route: Route) -> ObservedRoute {

@@ -52,12 +52,18 @@ fn one_destination(
 ) {
     let right = |r: &ObservedRoute| r.route == *want && r.protocol == PROTOCOL;
     let is_there = group.iter().any(right);
-    // Of several wrong ones of ours the first is replaced.
-    let spare = usize::from(!is_there);
-    let wrong = || group.iter().filter(|r| is_kilos(r) && !right(r)).skip(spare);
-    ops.delete.extend(wrong().map(|r| Op::DeleteRoute(r.route)));
+    // Of several that are there one is replaced; ours, if there is any.
+    let replaced = group.iter().position(ObservedRoute::is_ours).unwrap_or(0);
+    let stays = |at: usize, r: &ObservedRoute| right(r) || (!is_there && at == replaced);
+    let wrong: Vec<Route> = group
+        .iter()
+        .enumerate()
+        .filter(|(at, r)| is_kilos(r) && !stays(*at, r))
+        .map(|(_, r)| r.route)
+        .collect();
+    ops.delete.extend(wrong.iter().map(|route| Op::DeleteRoute(*route)));
     // What differs by its protocol alone takes the right one along when it goes.
-    let alike = wrong().any(|r| r.route == *want);
+    let alike = wrong.contains(want);
     if !is_there || alike || lost.iter().any(|address| goes_with(want, address)) {
         ops.set.push(Op::ReplaceRoute(*want));
     }
