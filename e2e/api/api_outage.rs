@@ -141,7 +141,8 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
     let expired = Instant::now();
     let pods: BTreeMap<&str, _> =
         cluster.mesh.place.nodes.iter().map(|node| (node.name.as_str(), &node.pod)).collect();
-    let pairs = [("a2", "b2"), ("b2", "a2"), ("b1", "a1")];
+    // Between nodes that nothing is done to: b2 may not check in for a minute, and others then drop it, as they must.
+    let pairs = [("a2", "b1"), ("b1", "a2"), ("b1", "a1")];
     let pingers = pairs.into_iter().map(|(from, to)| pods[from].ns.pinger(pods[to].address));
     let pingers = pingers.collect::<Result<Vec<_>>>()?;
     let mut told = Vec::new();

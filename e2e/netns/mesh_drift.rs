@@ -171,7 +171,9 @@ fn break_and_wait(mesh: &Mesh<'_>, broken: &Break, [from, to]: [&str; 2]) -> Res
     ensure!(!told.is_empty() && once.len() == told.len(), "not told once: {told:#?}");
     ensure!(told.iter().any(|line| line.contains(broken.by)), "{} is not named: {told:#?}", broken.by);
     ensure!(broken.cuts || report.lost == 0, "{report:?}");
-    ensure!(report.longest_gap <= SECOND * 3 / 2, "{report:?}");
+    // A device that is made anew has no session, and a call that is lost is repeated after 5 s (REKEY_TIMEOUT).
+    let longest = if broken.what == "the link" { SECOND * 6 } else { SECOND * 3 / 2 };
+    ensure!(report.longest_gap <= longest, "{report:?}");
     Ok(())
 }
 
