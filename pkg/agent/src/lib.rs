@@ -11,10 +11,12 @@ mod changes;
 mod clock;
 mod drift;
 mod host;
+mod machine;
 mod names;
 mod plans;
 mod presence;
 mod report;
+mod reporter;
 mod store;
 pub mod view;
 

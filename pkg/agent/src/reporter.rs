@@ -1,0 +1,110 @@
+//! What the agent has told so far: the published status, and in the log what is new about it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kilo_mesh::{Finding, Outcome, Plan};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::BackendError;
+use crate::apply::chain;
+use crate::machine::Carried;
+use crate::report::{Status, Summary};
+use crate::store::Store;
+
+/// Tells others, each thing once.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    status: watch::Sender<Arc<Status>>,
+    summary: Option<Summary>,
+    findings: Arc<BTreeSet<Finding>>,
+}
+
+impl Reporter {
+    /// Has told nothing yet.
+    pub(crate) fn new(status: watch::Sender<Arc<Status>>) -> Self {
+        Self { status, summary: None, findings: Arc::default() }
+    }
+
+    /// Tells what is wrong with objects and no longer.
+    pub(crate) fn findings(&mut self, findings: BTreeSet<Finding>) {
+        for finding in findings.difference(&self.findings) {
+            warn!(object = %finding.object, field = %finding.field, value = %finding.value, reason = %finding.reason, "Finding");
+        }
+        for finding in self.findings.difference(&findings) {
+            info!(object = %finding.object, field = %finding.field, "Finding is settled");
+        }
+        if findings != *self.findings {
+            self.findings = Arc::new(findings);
+        }
+    }
+
+    /// Tells how the round at this time ended, and when it is tried again if it failed.
+    pub(crate) fn round(&mut self, plan: &Plan, carried: &Carried, now: u64, retry_in: Option<Duration>) {
+        let first = carried.errors.first().map(|e| chain(e));
+        let held = carried.held;
+        let waits = (held > 0).then(|| format!("{held} repairs wait, since somebody undoes them"));
+        self.status.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            status.apply_error = first.clone().or(waits);
+            if status.apply_error.is_none() && plan.outcome == Outcome::Ok {
+                status.last_success = Some(now);
+            }
+        });
+        let told =
+            self.summary.as_ref().is_some_and(|s| (s.outcome, &s.error) == (plan.outcome, &plan.error));
+        if plan.outcome != Outcome::Ok && !told {
+            let error = plan.error.as_deref().unwrap_or_default();
+            error!(outcome = %plan.outcome, error, "Nothing to apply");
+        }
+        self.summary = Some(Summary::from(plan));
+        if let Some(error) = first {
+            let retry_in = retry_in.map(tracing::field::debug);
+            error!(%error, failed = carried.errors.len(), retry_in, "Host is not as planned");
+        }
+    }
+
+    /// Tells how writing our own Node ended.
+    pub(crate) fn written(&self, result: &Result<(), BackendError>) {
+        let refused = match result {
+            Err(error @ (BackendError::Forbidden { .. } | BackendError::NoSuchNode(_))) => Some(chain(error)),
+            // Anything else tells nothing about our rights.
+            Err(BackendError::Failed { .. }) => self.status.borrow().write_refused.clone(),
+            Ok(()) => None,
+        };
+        if let Err(error) = result {
+            warn!(error = %chain(error), "Own node could not be written");
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.write_refused != refused;
+            if changed {
+                Arc::make_mut(status).write_refused = refused;
+            }
+            changed
+        });
+    }
+
+    /// Publishes what has changed. Whether there is a device is `None` while that is not known.
+    pub(crate) fn publish(&self, store: &Store, device: Option<bool>) {
+        self.status.send_if_modified(|status| {
+            let device = device.unwrap_or(status.device);
+            if status.plan == self.summary
+                && Arc::ptr_eq(&status.findings, &self.findings)
+                && status.synced == store.synced()
+                && status.watches == *store.watches()
+                && status.device == device
+            {
+                return false;
+            }
+            let status = Arc::make_mut(status);
+            status.synced = store.synced();
+            status.watches = store.watches().clone();
+            status.device = device;
+            status.plan = self.summary.clone();
+            status.findings = self.findings.clone();
+            true
+        });
+    }
+}
