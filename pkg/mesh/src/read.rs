@@ -1,16 +1,11 @@
 //! From an object as JSON, whoever wrote it, to a Node or a Peer, or to a finding that names the field.
 
+use kilo_object::{Finding, called, is_name, scalar, shorten};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
-use crate::{Finding, NodeObject, PeerObject};
-
-/// The longest value that a finding shows, in characters.
-const SHOWN: usize = 80;
-
-/// The longest name that an object may have, in bytes.
-const LONGEST_NAME: usize = 253;
+use crate::{NodeObject, PeerObject};
 
 const MAPS: [(&str, &str); 5] = [
     ("", ""),
@@ -72,13 +67,7 @@ fn read<T: DeserializeOwned>(kind: &str, value: &Value) -> Result<T, Finding> {
 }
 
 fn check_name(kind: &str, name: &str) -> Result<(), Finding> {
-    let label = |l: &str| {
-        !l.is_empty()
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    if name.len() <= LONGEST_NAME && name.split('.').all(label) {
+    if is_name(name) {
         return Ok(());
     }
     Err(Finding::new(
@@ -109,25 +98,6 @@ fn at<'v>(value: &'v Value, path: &Path) -> Option<&'v Value> {
     })
 }
 
-fn scalar(value: &Value) -> String {
-    match value {
-        Value::Null | Value::Array(_) | Value::Object(_) => String::new(),
-        Value::String(text) => shorten(text),
-        Value::Bool(_) | Value::Number(_) => value.to_string(),
-    }
-}
-
-fn called(value: Option<&Value>) -> &'static str {
-    match value {
-        None | Some(Value::Null) => "nothing",
-        Some(Value::Bool(_)) => "true or false",
-        Some(Value::Number(_)) => "this number",
-        Some(Value::String(_)) => "text",
-        Some(Value::Array(_)) => "a list",
-        Some(Value::Object(_)) => "a map",
-    }
-}
-
 /// What serde wanted, without the value that its messages repeat.
 fn expected(error: &serde_json::Error) -> &'static str {
     let text = error.to_string();
@@ -138,13 +108,6 @@ fn expected(error: &serde_json::Error) -> &'static str {
         Some((_, wanted)) if wanted.starts_with("struct ") => "a map",
         Some((_, wanted)) if wanted.starts_with(['i', 'u']) => "a whole number",
         Some(_) | None => "of another type",
-    }
-}
-
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }
 
