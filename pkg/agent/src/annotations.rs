@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use kilo_mesh::PREFIX;
+use kilo_mesh::{MARKER, PREFIX};
 use tokio::task::JoinHandle;
 
 use crate::backoff::Backoff;
@@ -16,19 +16,27 @@ use crate::{BackendError, NodePatch};
 pub const CHECK_IN: Duration = Duration::from_secs(30);
 /// How soon it is renewed when somebody waits for its echo.
 const HURRIED: Duration = Duration::from_secs(5);
-/// The annotations that a graceful stop removes; the order is upstream's.
-const REMOVED: [&str; 7] =
-    ["endpoint", "internal-ip", "key", "last-seen", "wireguard-ip", "discovered-endpoints", "granularity"];
+/// The annotations that a graceful stop removes: upstream's, and those that upstream does not know.
+const REMOVED: [&str; 8] = [
+    "endpoint",
+    "internal-ip",
+    "key",
+    "last-seen",
+    "wireguard-ip",
+    "discovered-endpoints",
+    "granularity",
+    MARKER,
+];
 
 /// What of `wanted` differs from what is there, time included, what of `withdrawn` is there, and the event it is
-/// written for: `None` when only the time differs. `{}` and an empty text both say that there is nothing.
+/// written for: `None` when only the time differs. `{}` and an empty text both say that there is nothing. With
+/// the time goes the marker of our check-ins.
 pub(crate) fn patch(
     have: &BTreeMap<String, String>,
     wanted: &BTreeMap<String, String>,
     withdrawn: &[String],
 ) -> (NodePatch, Option<ErrorEvent>) {
     let none = |text: Option<&String>| text.is_none_or(|t| t.is_empty() || t == "{}");
-    let last_seen = format!("{PREFIX}last-seen");
     let changed = |key: &String, value: &String| match have.get(key) {
         Some(old) => old != value && !(none(Some(old)) && none(Some(value))),
         None => true,
@@ -39,11 +47,19 @@ pub(crate) fn patch(
         .map(|(key, value)| (key.clone(), Some(value.clone())))
         .collect();
     patch.extend(withdrawn.iter().filter(|key| have.contains_key(*key)).map(|key| (key.clone(), None)));
-    let event = patch.keys().any(|key| *key != last_seen).then_some(ErrorEvent::Local);
+    let event = patch.keys().any(|key| *key != last_seen()).then_some(ErrorEvent::Local);
+    if let Some(Some(time)) = patch.get(&last_seen()) {
+        let marker = kilo_mesh::marker(time);
+        patch.insert(format!("{PREFIX}{MARKER}"), Some(marker));
+    }
     (patch, event)
 }
 
-/// The patch of a graceful stop: every annotation there that upstream removes.
+fn last_seen() -> String {
+    format!("{PREFIX}last-seen")
+}
+
+/// The patch of a graceful stop: every annotation there that is to be removed.
 pub(crate) fn removal(have: &BTreeMap<String, String>) -> NodePatch {
     let names = REMOVED.iter().map(|name| format!("{PREFIX}{name}"));
     names.filter(|name| have.contains_key(name)).map(|name| (name, None)).collect()
@@ -79,9 +95,9 @@ impl Write {
             self.held_back = true;
             return None;
         }
-        let last_seen = format!("{PREFIX}last-seen");
         let mut lasting = patch.clone();
-        lasting.remove(&last_seen);
+        lasting.remove(&last_seen());
+        lasting.remove(&format!("{PREFIX}{MARKER}"));
         let mut wait = None;
         if event != ErrorEvent::Local {
             // Our Node was as it should be for a while.
@@ -166,7 +182,8 @@ mod tests {
     fn time_alone_is_no_reason_to_write() {
         let (patch, event) =
             patch(&map(&[("key", "k"), ("last-seen", "1")]), &map(&[("key", "k"), ("last-seen", "2")]), &[]);
-        assert_eq!(patch.len(), 1);
+        let keys: Vec<_> = patch.keys().map(|k| k.trim_start_matches(PREFIX)).collect();
+        assert_eq!(keys, ["agent", "last-seen"], "the marker comes along");
         assert_eq!(event, None);
     }
 
@@ -178,7 +195,8 @@ mod tests {
             &[],
         );
         let keys: Vec<_> = patch.keys().map(|k| k.trim_start_matches(PREFIX)).collect();
-        assert_eq!(keys, ["last-seen", "wireguard-ip"]);
+        assert_eq!(keys, ["agent", "last-seen", "wireguard-ip"]);
+        assert_eq!(patch["kilo.squat.ai/agent"], Some(kilo_mesh::marker("2")));
         assert_eq!(event, Some(ErrorEvent::Local));
     }
 
@@ -200,12 +218,13 @@ mod tests {
     #[test]
     fn a_stop_removes_what_upstream_removes_and_is_there() {
         let have = map(&[
+            ("agent", "0.1.0 1"),
             ("key", "k"),
             ("force-endpoint", "x:1"),
             ("cni-compatibility-ip", ""),
             ("granularity", "full"),
         ]);
         let keys: Vec<_> = removal(&have).into_keys().collect();
-        assert_eq!(keys, ["kilo.squat.ai/granularity", "kilo.squat.ai/key"]);
+        assert_eq!(keys, ["kilo.squat.ai/agent", "kilo.squat.ai/granularity", "kilo.squat.ai/key"]);
     }
 }

@@ -10,7 +10,7 @@ use kilo_wireguard::PublicKey;
 use crate::node::OLD_CNI;
 use crate::{Config, Granularity, Node, PREFIX, parse};
 
-/// The annotations that an agent writes, without the prefix.
+/// The annotations that an agent writes, and upstream's do as well, without the prefix.
 pub const WRITTEN: [&str; 8] = [
     "cni-compatibility-ip",
     "discovered-endpoints",
@@ -22,10 +22,26 @@ pub const WRITTEN: [&str; 8] = [
     "wireguard-ip",
 ];
 
+/// The annotation that marks a check-in as one of our agent, without the prefix. Its text is our version and the
+/// very `last-seen` that is written with it: the check-ins of upstream agents, who know no marker, leave one
+/// behind that fits no longer.
+pub const MARKER: &str = "agent";
+
+/// What an agent of ours writes into [`MARKER`] with this `last-seen`.
+pub fn marker(last_seen: &str) -> String {
+    format!("{} {last_seen}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Whether a marker belongs to the check-in of this time.
+pub(crate) fn marks(marker: &str, last_seen: i64) -> bool {
+    last_seen != 0 && marker.split_once(' ').and_then(|(_, time)| parse::integer(time)) == Some(last_seen)
+}
+
 /// Kilo's annotations on a Node that an agent does not write, by full name.
 pub(crate) fn foreign(all: &BTreeMap<String, String>) -> Box<[(Box<str>, Box<str>)]> {
-    let ours = |name: &str| name.strip_prefix(PREFIX).is_some_and(|name| !WRITTEN.contains(&name));
-    all.iter().filter(|(k, _)| ours(k)).map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
+    let written = |name: &str| WRITTEN.contains(&name) || name == MARKER;
+    let foreign = |name: &str| name.strip_prefix(PREFIX).is_some_and(|name| !written(name));
+    all.iter().filter(|(k, _)| foreign(k)).map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }
 
 /// All of Kilo's annotations that the local node should end up with. `address` is that of its WireGuard link
@@ -132,6 +148,17 @@ mod tests {
         assert_eq!(map.len(), 1);
         assert_eq!(discovered_text(&map), text);
         assert_eq!(discovered_text(&BTreeMap::new()), "{}");
+    }
+
+    #[test]
+    fn a_marker_fits_its_own_check_in_only() {
+        let ours = marker("1767225600");
+        assert!(marks(&ours, 1_767_225_600));
+        assert!(!marks(&ours, 1_767_225_630), "somebody else has checked in since");
+        for odd in ["", "1767225600", "0.1.0", "0.1.0 ", "0.1.0 1767225600 x", "0.1.0  1767225600"] {
+            assert!(!marks(odd, 1_767_225_600), "{odd}");
+        }
+        assert!(!marks("0.1.0 0", 0), "nobody has checked in");
     }
 
     #[test]

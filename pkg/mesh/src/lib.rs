@@ -32,7 +32,7 @@ mod svg;
 mod table;
 mod topology;
 
-pub use annotations::WRITTEN;
+pub use annotations::{MARKER, WRITTEN, marker};
 pub use config::{Compatibility, Config, Encapsulate, Granularity, Mtu};
 pub use endpoint::endpoint_for_device;
 pub use facts::{DeviceFact, Facts, HostFacts, Interfaces, LegacyTable};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kilo_wireguard::{Endpoint, PublicKey};
 
+use crate::annotations::MARKER;
 use crate::{Finding, Granularity, NodeObject, PREFIX, annotations, parse};
 
 /// The annotation of Kilo's forks up to 0.8 for the address inside Cilium, without the prefix.
@@ -31,6 +32,8 @@ pub struct Node {
     pub old_cni_annotation: bool,
     /// When it last checked in, in seconds since 1970 (UTC); 0 for never.
     pub last_seen: i64,
+    /// It runs an agent of ours: its last check-in carries our marker.
+    pub ours: bool,
     /// It takes part whatever `last_seen` says, because nobody could have heard of a later check-in. No object
     /// says this: it is up to the agent.
     pub held: bool,
@@ -176,6 +179,7 @@ impl Node {
         let (persistent_keepalive, behind_nat) = r.keepalive();
         let (subnet, further_subnets) = r.subnets();
         let label = object.metadata.labels.get(topology_label).map(String::as_str);
+        let last_seen = r.parsed("last-seen", "a number of seconds", parse::integer).unwrap_or(0);
         let node = Self {
             name: object.metadata.name.as_str().into(),
             endpoint: r.endpoint("force-endpoint").or_else(|| r.endpoint("endpoint")),
@@ -184,7 +188,8 @@ impl Node {
             no_internal_ip,
             cni_compatibility_ip: r.cni_compatibility_ip(),
             old_cni_annotation: r.get(OLD_CNI).is_some() && r.get("cni-compatibility-ip").is_none(),
-            last_seen: r.parsed("last-seen", "a number of seconds", parse::integer).unwrap_or(0),
+            last_seen,
+            ours: r.get(MARKER).is_some_and(|text| annotations::marks(text, last_seen)),
             held: false,
             leader: r.get("leader").is_some(),
             location: r.get("location").or(label).unwrap_or_default().into(),

@@ -180,6 +180,7 @@ impl Topology {
             local_segment,
             local_member: at as u32,
             leader,
+            all_ours: list.iter().all(|(_, node)| node.ours),
             location: local.location.clone(),
             subnet: config.subnet.trunc(),
             private_ip: local.internal_ip,

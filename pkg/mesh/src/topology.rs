@@ -109,6 +109,8 @@ pub struct Topology {
     pub location: Arc<str>,
     /// Whether the local node leads its segment.
     pub leader: bool,
+    /// All nodes that take part run agents of ours.
+    pub all_ours: bool,
     /// The WireGuard subnet, without host bits.
     pub subnet: IpNet,
     /// The local node's private address and network.
