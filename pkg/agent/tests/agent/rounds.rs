@@ -18,6 +18,12 @@ async fn a_fresh_node_is_set_up_and_writes_itself() {
     assert_eq!(get("endpoint"), "198.51.100.1:51820");
     assert_eq!(get("internal-ip"), "10.0.1.1/24");
     assert_eq!(get("granularity"), "location");
+    // Each check-in says whose it is.
+    assert_eq!(get("agent"), kilo_mesh::marker(&get("last-seen")));
+    for (_, patch) in &world.backend.cluster().patches {
+        let of = |k: &str| patch.get(&format!("kilo.squat.ai/{k}")).cloned().flatten();
+        assert_eq!(of("agent"), of("last-seen").map(|time| kilo_mesh::marker(&time)));
+    }
     let routes: Vec<_> =
         world.host.machine().observed.routes.iter().map(|r| r.route.dst.to_string()).collect();
     assert_eq!(routes, ["10.0.2.1/32", "10.2.2.0/24"]);
