@@ -1,7 +1,7 @@
 # Two commands matter: `make test` checks everything, `make demo` shows it. Both install what they need once.
 ARGS ?=
 
-.PHONY: test test-vm demo bench install image
+.PHONY: test test-vm demo bench fuzz image install
 
 test: ## the one list of checks
 	@bash .ci/test

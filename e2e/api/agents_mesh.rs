@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kilo_e2e::cluster::{Cluster, peer_object};
-use kilo_e2e::mesh::{Agent, Traveller, stranger};
-use kilo_e2e::{World, eventually, figure, tests};
+use kilo_e2e::mesh::{Agent, stranger};
+use kilo_e2e::{Pingers, World, eventually, figure, tests};
 use serde_json::{Value, json};
 
 tests![
@@ -90,14 +90,7 @@ fn spread(mut times: Vec<Duration>) -> String {
 
 /// A machine with plain WireGuard and what `kgctl showconf peer` prints reaches every pod.
 fn a_laptop_comes(cluster: &mut Cluster<'_>) -> Result<()> {
-    let laptop = Traveller::arrive(cluster.mesh.world, &cluster.mesh.place, "laptop", 77)?;
-    let peer = peer_object("laptop", &laptop.public_key, laptop.host.address, Some(laptop.endpoint));
-    cluster.api.put("create", &peer)?;
-    eventually(SOON, "the laptop is configured", || {
-        cluster.dump()?;
-        laptop.configure(&cluster.mesh.state, Duration::ZERO)
-    })?;
-    cluster.mesh.travellers.push(laptop);
+    cluster.admit("laptop", 77, SOON)?;
     let reach = cluster.converge(SOON)?;
     ensure!(reach.reached() == 5 * 4 + 2 * 5, "{reach}");
     Ok(())
@@ -289,16 +282,15 @@ fn rolling_restart_moves_nothing(world: &World) -> Result<()> {
     std::thread::sleep(Duration::from_secs(3));
 
     let (a2, b2) = (cluster.mesh.place.node("a2")?, cluster.mesh.place.node("b2")?);
-    let pingers = [a2.pod.ns.pinger(b2.pod.address)?, b2.pod.ns.pinger(a2.pod.address)?];
+    let pingers = Pingers::start([a2.pod.to(&b2.pod), b2.pod.to(&a2.pod)])?;
     for name in &names {
         cluster.restart(name)?;
         cluster.mesh.settle(SOON)?;
     }
     cluster.converge(SOON)?;
     ensure!(cluster.identities()? == before, "{:?}\n{before:?}", cluster.identities()?);
-    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
-    let gap = reports.iter().map(|report| report.longest_gap).max().unwrap_or_default();
-    ensure!(gap <= Duration::from_secs(1), "{reports:?}");
+    let report = pingers.stop()?;
+    ensure!(report.longest_gap <= Duration::from_secs(1), "{report:?}");
 
     cluster.api.control(&["kill", "DIR", "kube-apiserver"])?;
     let pinger = cluster.mesh.place.node("a2")?.pod.ns.pinger(cluster.mesh.place.node("b2")?.pod.address)?;
@@ -316,9 +308,9 @@ fn rolling_restart_moves_nothing(world: &World) -> Result<()> {
     figure(&format!(
         "5 agents restarted one by one: no address or key moved, {} of {} pings lost, {:.0} ms without an answer at \
          most; 5 s without the API server: {} of {} lost; an agent started then joins when it is back",
-        reports.iter().map(|report| report.lost).sum::<usize>(),
-        reports.iter().map(|report| report.sent).sum::<usize>(),
-        gap.as_secs_f64() * 1e3,
+        report.lost,
+        report.sent,
+        report.longest_gap.as_secs_f64() * 1e3,
         outage.lost,
         outage.sent
     ));

@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use kilo_e2e::cluster::{Cluster, Request, node_object, peer_object};
-use kilo_e2e::mesh::{Agent, Traveller, stranger};
-use kilo_e2e::{World, eventually, figure, tests};
+use kilo_e2e::cluster::{Cluster, Request, node_object};
+use kilo_e2e::mesh::{Agent, stranger};
+use kilo_e2e::{PingReport, Pingers, World, eventually, figure, tests};
 use serde_json::json;
 
 tests![
@@ -22,22 +22,11 @@ const LONG_OUTAGE: Duration = Duration::from_secs(180);
 /// How long it is watched afterwards: upstream's agents drop each other then, until all have checked in again.
 const AFTER: Duration = Duration::from_secs(45);
 
-/// A leader's WireGuard device: all but endpoints, which move, and counters.
-fn devices(cluster: &Cluster<'_>) -> Result<BTreeMap<String, String>> {
-    let mut devices = BTreeMap::new();
-    for node in &cluster.mesh.place.nodes {
-        let mut text = String::new();
-        for what in ["public-key", "listen-port", "allowed-ips", "persistent-keepalive"] {
-            text.push_str(&node.ns.run(&format!("wg show kilo0 {what}"))?);
-        }
-        devices.insert(node.name.clone(), text);
-    }
-    Ok(devices)
-}
-
-/// How many operations all agents have carried out.
-fn operations(cluster: &Cluster<'_>) -> Result<f64> {
-    cluster.mesh.agents.values().map(|agent| agent.operations(&[])).sum()
+/// The devices are as they were.
+fn unmoved(cluster: &Cluster<'_>, before: &BTreeMap<String, String>, when: &str) -> Result<()> {
+    let now = cluster.mesh.devices()?;
+    ensure!(now == *before, "{when}: {now:?}\n{before:?}");
+    Ok(())
 }
 
 /// Writes in a minute by the agent that writes most.
@@ -54,35 +43,24 @@ fn a_server_that_hangs_changes_nothing(world: &World) -> Result<()> {
     let mut cluster = Cluster::found(world)?;
     cluster.deploy()?;
     cluster.converge(SOON)?;
-    let laptop = Traveller::arrive(world, &cluster.mesh.place, "laptop", 77)?;
-    let peer = peer_object("laptop", &laptop.public_key, laptop.host.address, Some(laptop.endpoint));
-    cluster.api.put("create", &peer)?;
-    eventually(SOON, "the laptop is configured", || {
-        cluster.dump()?;
-        laptop.configure(&cluster.mesh.state, Duration::ZERO)
-    })?;
-    cluster.mesh.travellers.push(laptop);
+    cluster.admit("laptop", 77, SOON)?;
     let reach = cluster.converge(SOON)?;
     // Endpoints of those behind NAT are published with the next check-in.
     std::thread::sleep(Duration::from_secs(32));
     cluster.converge(SOON)?;
 
-    let (before, done) = (devices(&cluster)?, operations(&cluster)?);
-    let pods: BTreeMap<&str, _> =
-        cluster.mesh.place.nodes.iter().map(|node| (node.name.as_str(), &node.pod)).collect();
-    let (a2, b2) = (pods["a2"], pods["b2"]);
-    let laptop = &cluster.mesh.traveller("laptop")?.host;
-    let pairs = [(a2, b2), (b2, a2), (a2, pods["a1"]), (laptop, a2), (laptop, b2)];
-    let pingers =
-        pairs.into_iter().map(|(from, to)| from.ns.pinger(to.address)).collect::<Result<Vec<_>>>()?;
+    let (before, done) = (cluster.mesh.devices()?, cluster.mesh.operations()?);
+    let pod = |name: &str| cluster.mesh.place.node(name).map(|node| &node.pod);
+    let (a2, b2, laptop) = (pod("a2")?, pod("b2")?, &cluster.mesh.traveller("laptop")?.host);
+    let pingers = Pingers::start([a2.to(b2), b2.to(a2), a2.to(pod("a1")?), laptop.to(a2), laptop.to(b2)])?;
 
     cluster.api.control(&["kill", "DIR", "kube-apiserver", "STOP"])?;
     let frozen = Instant::now();
     while frozen.elapsed() < outage {
         std::thread::sleep(Duration::from_secs(5));
-        ensure!(devices(&cluster)? == before, "after {:?}: {:?}\n{before:?}", frozen.elapsed(), devices(&cluster)?);
+        unmoved(&cluster, &before, &format!("after {:?}", frozen.elapsed()))?;
     }
-    ensure!(operations(&cluster)? == done, "agents changed something while the server was away");
+    ensure!(cluster.mesh.operations()? == done, "agents changed something while the server was away");
     // What is held is told, and with it the plan can be made again elsewhere.
     let held = cluster.mesh.agents["a1"].get("/facts")?;
     ensure!(held.contains("\"held\""), "a1 holds nobody: {held}");
@@ -95,18 +73,17 @@ fn a_server_that_hangs_changes_nothing(world: &World) -> Result<()> {
     cluster.create_peer(name, &key, Ipv4Addr::new(10, 100, 3, 1), SOON)?;
     let heard = back.elapsed();
     cluster.delete_peer(name, &key, Ipv4Addr::new(10, 100, 3, 1), SOON)?;
-    let done = operations(&cluster)?;
+    let done = cluster.mesh.operations()?;
     while back.elapsed() < AFTER {
         std::thread::sleep(Duration::from_secs(2));
-        ensure!(devices(&cluster)? == before, "back for {:?}: {:?}\n{before:?}", back.elapsed(), devices(&cluster)?);
+        unmoved(&cluster, &before, &format!("back for {:?}", back.elapsed()))?;
     }
     let watched = back.elapsed();
-    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
-    let (sent, lost) = reports.iter().fold((0, 0), |(sent, lost), r| (sent + r.sent, lost + r.lost));
-    ensure!(operations(&cluster)? == done, "agents changed something when the server was back");
+    let PingReport { sent, lost, .. } = pingers.stop()?;
+    ensure!(cluster.mesh.operations()? == done, "agents changed something when the server was back");
     let writes = writes_per_minute(&cluster.requests()?, &so_far, watched);
     ensure!(writes <= 6.0, "{writes:.1} writes a minute");
-    ensure!(sent > 1000 && lost == 0, "{reports:?}");
+    ensure!(sent > 1000 && lost == 0, "{lost} of {sent} pings lost");
     cluster.mesh.kernels_as_planned(SOON)?;
     eventually(Duration::from_secs(40), "everybody has checked in again", || {
         for (name, agent) in &cluster.mesh.agents {
@@ -139,16 +116,14 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
     cluster.converge(SOON)?;
     cluster.expire_token("b2")?;
     let expired = Instant::now();
-    let pods: BTreeMap<&str, _> =
-        cluster.mesh.place.nodes.iter().map(|node| (node.name.as_str(), &node.pod)).collect();
+    let pod = |name: &str| cluster.mesh.place.node(name).map(|node| &node.pod);
     // Between nodes that nothing is done to: b2 may not check in for a minute, and others then drop it, as they must.
-    let pairs = [("a2", "b1"), ("b1", "a2"), ("b1", "a1")];
-    let pingers = pairs.into_iter().map(|(from, to)| pods[from].ns.pinger(pods[to].address));
-    let pingers = pingers.collect::<Result<Vec<_>>>()?;
+    let (a1, a2, b1) = (pod("a1")?, pod("a2")?, pod("b1")?);
+    let pingers = Pingers::start([a2.to(b1), b1.to(a2), b1.to(a1)])?;
     let mut told = Vec::new();
 
     // 410: the server comes back and knows no revision of before.
-    let (before, done) = (devices(&cluster)?, operations(&cluster)?);
+    let (before, done) = (cluster.mesh.devices()?, cluster.mesh.operations()?);
     cluster.api.control(&["expire", "DIR"])?;
     let back = Instant::now();
     eventually(SOON, "a1 watches again", || {
@@ -156,7 +131,8 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
         ensure!(ready.contains("[+]watch-nodes") && ready.contains("[+]watch-peers"), "{ready}");
         Ok(())
     })?;
-    ensure!(devices(&cluster)? == before && operations(&cluster)? == done, "a restart of the server moved something");
+    unmoved(&cluster, &before, "the server was restarted")?;
+    ensure!(cluster.mesh.operations()? == done, "a restart of the server changed something");
     told.push(format!("410: watched again after {:.1} s", back.elapsed().as_secs_f64()));
 
     // It answers for a second, and then for ten not.
@@ -177,7 +153,7 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
         created.map(|_| asked.elapsed())
     })?;
     cluster.delete_peer(name, &key, address, SOON)?;
-    ensure!(devices(&cluster)? == before, "a slow server moved something");
+    unmoved(&cluster, &before, "the server was slow")?;
     told.push(format!("answers after 10 s: a Peer is everywhere after {:.0} s", seen.as_secs_f64()));
 
     // Somebody else wants another granularity of a1, again and again.
@@ -185,7 +161,7 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
         let requests = cluster.api.requests()?;
         Ok(requests.iter().filter(|r| r.verb == "patch" && r.name == "a1" && r.user.contains("serviceaccount")).count())
     };
-    let (start, so_far, done) = (Instant::now(), writes(&cluster)?, operations(&cluster)?);
+    let (start, so_far, done) = (Instant::now(), writes(&cluster)?, cluster.mesh.operations()?);
     let mut undone = 0;
     while start.elapsed() < Duration::from_secs(15) {
         cluster.api.kubectl(&["annotate", "node", "a1", "--overwrite", "kilo.squat.ai/granularity=full"])?;
@@ -193,7 +169,7 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
     }
     let fought = writes(&cluster)? - so_far;
     ensure!((2..=8).contains(&fought), "{fought} writes in 15 s against {undone}");
-    ensure!(operations(&cluster)? == done, "who writes annotations moves something");
+    ensure!(cluster.mesh.operations()? == done, "who writes annotations moves something");
     told.push(format!("another writer: {fought} writes of ours against {undone} of theirs in 15 s"));
 
     // b3 goes and comes back with another range; its own agent and all others follow.
@@ -248,9 +224,8 @@ fn faults_of_the_server_touch_nothing_else(world: &World) -> Result<()> {
         renewed.elapsed().as_secs_f64()
     ));
 
-    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
-    let (sent, lost) = reports.iter().fold((0, 0), |(sent, lost), r| (sent + r.sent, lost + r.lost));
-    ensure!(sent > 1000 && lost == 0, "{reports:?}");
+    let PingReport { sent, lost, .. } = pingers.stop()?;
+    ensure!(sent > 1000 && lost == 0, "{lost} of {sent} pings lost");
     cluster.mesh.kernels_as_planned(SOON)?;
     figure(&format!("{lost} of {sent} pings lost between others; {}", told.join("; ")));
     Ok(())

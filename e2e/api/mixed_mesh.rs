@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kilo_e2e::cluster::{Cluster, Upstream};
-use kilo_e2e::{World, eventually, figure, tests};
+use kilo_e2e::{Pingers, World, eventually, figure, tests};
 use serde_json::Value;
 
 tests![upstream_and_ours_are_one_mesh(limit = 420)];
@@ -35,31 +35,27 @@ fn upstream_and_ours_are_one_mesh(world: &World) -> Result<()> {
     eventually(SOON, "both compute the same mesh", || same_mesh(&cluster))?;
     cluster.mesh.kernels_as_planned(SOON)?;
 
-    let operations = |cluster: &Cluster<'_>| {
-        cluster.mesh.agents.values().map(|agent| agent.operations(&[])).sum::<Result<f64>>()
-    };
     // Where leaders behind NAT were seen is published with the resync of every 30 s.
     let settled = (0..3).find_map(|_| {
-        let before = operations(&cluster).ok()?;
+        let before = cluster.mesh.operations().ok()?;
         std::thread::sleep(RESYNC);
-        (operations(&cluster).ok()? == before).then_some(())
+        (cluster.mesh.operations().ok()? == before).then_some(())
     });
     ensure!(settled.is_some(), "our agents find no rest");
 
     // Nothing is to happen now but check-ins and, at upstream's agents, the resync of every 30 s.
     let (a1, b2) = (cluster.mesh.place.node("a1")?, cluster.mesh.place.node("b2")?);
-    let pingers = [a1.pod.ns.pinger(b2.pod.address)?, b2.pod.ns.pinger(a1.pod.address)?];
+    let pingers = Pingers::start([a1.pod.to(&b2.pod), b2.pod.to(&a1.pod)])?;
     let count = || upstream.values().map(Upstream::reconciles).collect::<Result<Vec<f64>>>();
     let (before, writes_before) = (count()?, writes(&cluster)?);
-    let ours_before = operations(&cluster)?;
+    let ours_before = cluster.mesh.operations()?;
     std::thread::sleep(QUIET);
     let (after, writes_after) = (count()?, writes(&cluster)?);
-    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
+    let report = pingers.stop()?;
     let reconciles: Vec<f64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
     ensure!(reconciles.iter().all(|&count| count <= 3.0), "our check-ins wake upstream's agents: {reconciles:?}");
-    let lost: usize = reports.iter().map(|report| report.lost).sum();
-    ensure!(lost == 0, "{reports:?}");
-    let ours = operations(&cluster)? - ours_before;
+    ensure!(report.lost == 0, "{report:?}");
+    let ours = cluster.mesh.operations()? - ours_before;
     ensure!(ours == 0.0, "our agents did {ours} operations where nothing changed");
     same_mesh(&cluster)?;
 
@@ -69,11 +65,11 @@ fn upstream_and_ours_are_one_mesh(world: &World) -> Result<()> {
     };
     figure(&format!(
         "2 upstream agents and 3 of ours: {} pairs reach each other, same segments, leaders and WireGuard IPs; in \
-         {} s: upstream's reconciles {reconciles:?}, {lost} of {} pings lost, 0 operations of ours; writes a minute \
+         {} s: upstream's reconciles {reconciles:?}, 0 of {} pings lost, 0 operations of ours; writes a minute \
          and agent: {:.1} by upstream's, {:.1} by ours",
         reach.reached(),
         QUIET.as_secs(),
-        reports.iter().map(|report| report.sent).sum::<usize>(),
+        report.sent,
         rate(&|writes| writes.0, UPSTREAM.len()),
         rate(&|writes| writes.1, OURS.len()),
     ));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kilo_e2e::mesh::{Mesh, stranger};
-use kilo_e2e::{World, eventually, tests};
+use kilo_e2e::{Pingers, World, eventually, tests};
 
 tests![
     two_locations_converge(limit = 120),
@@ -45,7 +45,7 @@ fn peers_come_and_go_without_loss(world: &World) -> Result<()> {
     mesh.reach_all(SOON)?;
     let laptop = &mesh.traveller("laptop")?.host;
     let (a1, b2) = (mesh.place.node("a1")?, mesh.place.node("b2")?);
-    let pingers = [laptop.ns.pinger(b2.pod.address)?, a1.pod.ns.pinger(b2.pod.address)?];
+    let pingers = Pingers::start([laptop.to(&b2.pod), a1.pod.to(&b2.pod)])?;
 
     let key = stranger()?.to_string();
     let listed = |expected: bool, range: &str| {
@@ -69,10 +69,8 @@ fn peers_come_and_go_without_loss(world: &World) -> Result<()> {
     mesh.state.remove_peer("stranger")?;
     listed(false, "")?;
     std::thread::sleep(Duration::from_millis(500));
-    for pinger in pingers {
-        let report = pinger.stop()?;
-        ensure!(report.sent >= 20 && report.lost == 0, "{report:?}");
-    }
+    let report = pingers.stop()?;
+    ensure!(report.sent >= 40 && report.lost == 0, "{report:?}");
     mesh.kernels_as_planned(SOON)
 }
 
@@ -93,17 +91,15 @@ fn restart_keeps_everything(world: &World) -> Result<()> {
     for gracefully in [true, false] {
         // Endpoints are stored a moment after they were learned.
         std::thread::sleep(Duration::from_secs(3));
-        let pinger = mesh.place.node("a2")?.pod.ns.pinger(mesh.place.node("b2")?.pod.address)?;
-        let from_outside = mesh.traveller("laptop")?.host.ns.pinger(mesh.place.node("b1")?.pod.address)?;
-        std::thread::sleep(Duration::from_millis(500));
+        let pod = |name: &str| mesh.place.node(name).map(|node| &node.pod);
+        let laptop = &mesh.traveller("laptop")?.host;
+        let pingers = Pingers::start([pod("a2")?.to(pod("b2")?), laptop.to(pod("b1")?)])?;
         mesh.stop("b1", gracefully)?;
         mesh.restart("b1", &[KEEP])?;
         mesh.settle(SOON)?;
         mesh.reach_all(SOON)?;
-        for pinger in [pinger, from_outside] {
-            let report = pinger.stop()?;
-            ensure!(report.longest_gap <= Duration::from_secs(2), "gracefully: {gracefully}, {report:?}");
-        }
+        let report = pingers.stop()?;
+        ensure!(report.longest_gap <= Duration::from_secs(2), "gracefully: {gracefully}, {report:?}");
         ensure!(identity(&mesh)? == before, "key or address moved");
     }
     mesh.kernels_as_planned(SOON)

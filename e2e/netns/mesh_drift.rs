@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kilo_e2e::mesh::{Agent, Mesh, Place, stranger};
-use kilo_e2e::{Ns, Pinger, World, eventually, figure, tests};
+use kilo_e2e::{Ns, World, eventually, figure, tests};
 
 tests![
     what_others_break_is_repaired(limit = 180),
@@ -144,12 +144,12 @@ fn a_rule_is_repaired(world: &World) -> Result<()> {
 fn break_and_wait(mesh: &Mesh<'_>, broken: &Break, [from, to]: [&str; 2]) -> Result<()> {
     let (ns, agent) = (&mesh.place.node("a1")?.ns, &mesh.agents["a1"]);
     let pinger = mesh.place.node(from)?.pod.ns.pinger(mesh.place.node(to)?.pod.address)?;
-    answered(&pinger, 5)?;
+    pinger.wait(5)?;
     let (counted, told) = (agent.repairs(&[broken.kind])?, repairs_told(agent));
 
     let took = break_until(ns, &broken.script, &broken.check)?;
     // A packet that was cut off is not answered, whereas the path is there again now.
-    answered(&pinger, pinger.answered() + 5)?;
+    pinger.wait(5)?;
     let report = pinger.stop()?;
 
     let counted = agent.repairs(&[broken.kind])? - counted;
@@ -175,14 +175,6 @@ fn break_and_wait(mesh: &Mesh<'_>, broken: &Break, [from, to]: [&str; 2]) -> Res
     let longest = if broken.what == "the link" { SECOND * 6 } else { SECOND * 3 / 2 };
     ensure!(report.longest_gap <= longest, "{report:?}");
     Ok(())
-}
-
-/// Waits until more pings than this have been answered.
-fn answered(pinger: &Pinger, pings: usize) -> Result<()> {
-    eventually(SOON, "pings are answered", || {
-        ensure!(pinger.answered() > pings);
-        Ok(())
-    })
 }
 
 /// What the agent told of repairs, without the time. A change of nftables takes several lines.
@@ -250,7 +242,7 @@ fn lost_notifications_lead_to_one_reading(world: &World) -> Result<()> {
     ];
     for (what, flood, script, check) in floods {
         let pinger = mesh.place.node("a2")?.pod.ns.pinger(mesh.place.node("b1")?.pod.address)?;
-        answered(&pinger, 5)?;
+        pinger.wait(5)?;
         let before = reconciles(&mesh.agents["b2"])?;
         mesh.agent("b2")?.freeze()?;
         let ns = mesh.place.node("b2")?.ns.clone();

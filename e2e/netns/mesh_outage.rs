@@ -1,12 +1,11 @@
 //! The state directory goes away for longer than nodes may be silent, and comes back; names of endpoints are followed
 //! meanwhile.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kilo_e2e::mesh::{Mesh, stranger};
-use kilo_e2e::{World, eventually, figure, tests};
+use kilo_e2e::{PingReport, Pingers, World, eventually, figure, tests};
 
 tests![a_state_directory_away_changes_nothing(limit = 300, waits = true)];
 
@@ -18,16 +17,6 @@ const OUTAGE: Duration = Duration::from_secs(55);
 const AFTER: Duration = Duration::from_secs(35);
 /// A name is looked up every half minute.
 const NAME: Duration = Duration::from_secs(33);
-
-/// What `wg` tells about all devices; endpoints move, and are left out.
-fn devices(mesh: &Mesh<'_>) -> Result<BTreeMap<String, String>> {
-    let mut devices = BTreeMap::new();
-    for node in &mesh.place.nodes {
-        let text = node.ns.run("wg show kilo0 allowed-ips")? + &node.ns.run("wg show kilo0 persistent-keepalive")?;
-        devices.insert(node.name.clone(), text);
-    }
-    Ok(devices)
-}
 
 /// Where the device of a1 expects a peer.
 fn endpoint(mesh: &Mesh<'_>, key: &str) -> Result<String> {
@@ -53,11 +42,11 @@ fn a_state_directory_away_changes_nothing(world: &World) -> Result<()> {
     mesh.kernels_as_planned(SOON)?;
     ensure!(endpoint(&mesh, &key)? == "(none)", "{}", endpoint(&mesh, &key)?);
 
-    let before = devices(&mesh)?;
+    let before = mesh.devices()?;
     let pod = |name: &str| mesh.place.node(name).map(|node| &node.pod);
     let laptop = &mesh.traveller("laptop")?.host;
-    let pairs = [(pod("a2")?, pod("b2")?), (pod("b1")?, pod("a1")?), (laptop, pod("a2")?)];
-    let pingers = pairs.into_iter().map(|(from, to)| from.ns.pinger(to.address)).collect::<Result<Vec<_>>>()?;
+    let (a2, b1) = (pod("a2")?, pod("b1")?);
+    let pingers = Pingers::start([a2.to(pod("b2")?), b1.to(pod("a1")?), laptop.to(a2)])?;
 
     let away = mesh.state.path().with_extension("away");
     std::fs::rename(mesh.state.path(), &away).context("moving the state directory away")?;
@@ -71,12 +60,12 @@ fn a_state_directory_away_changes_nothing(world: &World) -> Result<()> {
         Ok(gone.elapsed())
     })?;
     std::fs::write(&hosts, known).context("writing the file of hosts")?;
-    let operations = |mesh: &Mesh<'_>| mesh.agents.values().map(|agent| agent.operations(&[])).sum::<Result<f64>>();
-    let done = operations(&mesh)?;
+    let done = mesh.operations()?;
     let watch = |limit: Duration, since: Instant| -> Result<()> {
         while since.elapsed() < limit {
             std::thread::sleep(Duration::from_secs(3));
-            ensure!(devices(&mesh)? == before, "after {:?}: {:?}\n{before:?}", since.elapsed(), devices(&mesh)?);
+            let now = mesh.devices()?;
+            ensure!(now == before, "after {:?}: {now:?}\n{before:?}", since.elapsed());
         }
         Ok(())
     };
@@ -88,10 +77,9 @@ fn a_state_directory_away_changes_nothing(world: &World) -> Result<()> {
     std::fs::rename(&away, mesh.state.path()).context("moving the state directory back")?;
     watch(AFTER, Instant::now())?;
 
-    let reports = pingers.into_iter().map(|pinger| pinger.stop()).collect::<Result<Vec<_>>>()?;
-    let (sent, lost) = reports.iter().fold((0, 0), |(sent, lost), r| (sent + r.sent, lost + r.lost));
-    ensure!(operations(&mesh)? == done, "agents changed something");
-    ensure!(sent > 1000 && lost == 0, "{reports:?}");
+    let PingReport { sent, lost, .. } = pingers.stop()?;
+    ensure!(mesh.operations()? == done, "agents changed something");
+    ensure!(sent > 1000 && lost == 0, "{lost} of {sent} pings lost");
     // What nobody answers for any more stays as it was.
     ensure!(endpoint(&mesh, &key)? == "198.51.100.9:51820", "{}", endpoint(&mesh, &key)?);
     mesh.settle(SOON)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kilo_agent::Host as _;
 use kilo_e2e::mesh::{Iptables, Mesh, Node, Place, add_others, dress, survey};
-use kilo_e2e::{Pinger, Process, Skip, World, eventually, figure, tests};
+use kilo_e2e::{PingReport, Pingers, Process, Skip, World, eventually, figure, tests};
 use kilo_state::{Desired, Op, UpstreamChain};
 
 use super::host_lab::{config, neighbour, open, reach, sh, wait};
@@ -133,7 +133,7 @@ pub(crate) fn take_over(
     let commands = if iptables == Iptables::Legacy { follow_the_findings(&mut mesh)? } else { 0 };
     eventually(SOON, "all is as before upstream came", || same(&right, &survey(mesh.place.node("a1")?)?))?;
     std::thread::sleep(Duration::from_millis(500));
-    let (sent, lost) = total(pingers)?;
+    let PingReport { sent, lost, .. } = pingers.stop()?;
     ensure!(lost == 0 && sent > 60, "{lost} of {sent} pings lost");
     for (key, count) in received(&mesh)? {
         let old = before.iter().find(|(old, _)| *old == key);
@@ -173,36 +173,20 @@ fn give_back(mesh: &mut Mesh<'_>, plan: &serde_json::Value, iptables: Iptables) 
     }
     dress(node, mesh.place.node("a2")?, plan, iptables, false)?;
     std::fs::write(&object, announced).context("writing the Node of a1")?;
-    let (sent, lost) = total(flow(mesh)?)?;
+    let PingReport { sent, lost, .. } = flow(mesh)?.stop()?;
     ensure!(lost == 0, "{lost} of {sent} pings lost after upstream came back");
     Ok(())
 }
 
 /// Pings in both directions through a1 and from its pod, once they are answered.
-fn flow(mesh: &Mesh<'_>) -> Result<Vec<Pinger>> {
+fn flow(mesh: &Mesh<'_>) -> Result<Pingers> {
     let pod = |name: &str| mesh.place.node(name).map(|node| &node.pod);
-    let mut pingers = Vec::new();
-    for (from, to) in [("a1", "b1"), ("a2", "b1"), ("b1", "a2"), ("a2", "a1")] {
-        let (from, to) = (pod(from)?, pod(to)?);
-        eventually(SOON, "pings are answered", || from.ns.ping(to.address))?;
-        pingers.push(from.ns.pinger(to.address)?);
+    let (a1, a2, b1) = (pod("a1")?, pod("a2")?, pod("b1")?);
+    let ways = [a1.to(b1), a2.to(b1), b1.to(a2), a2.to(a1)];
+    for (ns, address) in ways {
+        eventually(SOON, "pings are answered", || ns.ping(address))?;
     }
-    for pinger in &pingers {
-        eventually(SOON, "pings are answered", || {
-            ensure!(pinger.answered() > 5);
-            Ok(())
-        })?;
-    }
-    Ok(pingers)
-}
-
-fn total(pingers: Vec<Pinger>) -> Result<(usize, usize)> {
-    let mut sum = (0, 0);
-    for pinger in pingers {
-        let report = pinger.stop()?;
-        sum = (sum.0 + report.sent, sum.1 + report.lost);
-    }
-    Ok(sum)
+    Pingers::start(ways)
 }
 
 /// What a1's device has received from each peer.

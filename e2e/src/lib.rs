@@ -8,7 +8,7 @@ mod programs;
 mod runner;
 mod test;
 
-pub use kilo_testkit::netns::{self, Ns, PingReport, Pinger, Process, Skip, World, eventually};
+pub use kilo_testkit::netns::{self, Ns, PingReport, Pinger, Pingers, Process, Skip, World, eventually};
 pub use programs::program;
 pub use runner::{figure, main};
 pub use test::{Place, Test};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kilo_e2e::mesh::{Mesh, Node, Place};
-use kilo_e2e::{Ns, World, eventually, figure, tests};
+use kilo_e2e::{Ns, PingReport, Pingers, World, eventually, figure, tests};
 
 tests![agents_with_ipip(hidden = true, limit = 400)];
 
@@ -143,16 +143,10 @@ fn no_tunnel_stays_open(mesh: &Mesh<'_>) -> Result<()> {
 fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
     let node = |name: &str| mesh.place.node(name);
     let (a1, a2, a3, b1) = (node("a1")?, node("a2")?, node("a3")?, node("b1")?);
-    let pairs = [(a1, a2), (a2, b1), (b1, a3), (a3, a1)];
     let ns = a1.ns.clone();
-    let pingers = pairs.map(|(from, to)| from.pod.ns.pinger(to.pod.address));
+    let pairs = [(a1, a2), (a2, b1), (b1, a3), (a3, a1)];
+    let pingers = Pingers::start(pairs.map(|(from, to)| from.pod.to(&to.pod)))?;
     let monitor = ns.spawn("monitor", &["ip", "monitor", "link", "address", "route", "rule"])?;
-    for pinger in pingers.iter().flatten() {
-        eventually(SOON, "pings are answered", || {
-            ensure!(pinger.answered() > 5);
-            Ok(())
-        })?;
-    }
     let peers = settings(a1)?;
     for gracefully in [true, false] {
         mesh.stop("a1", gracefully)?;
@@ -164,11 +158,7 @@ fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
         let operations = mesh.agent("a1")?.operations(&[])?;
         ensure!(operations == 0.0, "{operations} operations after a restart, gracefully: {gracefully}");
     }
-    let (mut sent, mut lost) = (0, 0);
-    for pinger in pingers {
-        let report = pinger?.stop()?;
-        (sent, lost) = (sent + report.sent, lost + report.lost);
-    }
+    let PingReport { sent, lost, .. } = pingers.stop()?;
     ensure!(lost == 0 && sent > 100, "{lost} of {sent} pings lost");
     let changes = monitor.log();
     ensure!(changes.is_empty(), "a restart changed the network:\n{changes}");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::daemon_set::{DaemonSet, pod_name};
 use super::watchers::{Watched, watch};
 use super::{ControlPlane, Request, Seen, Upstream};
-use crate::mesh::{Agent, Mesh, Node, Place, Reach, StateDir};
+use crate::mesh::{Agent, Mesh, Node, Place, Reach, StateDir, Traveller};
 use crate::program;
 
 /// The number of nodes.
@@ -188,6 +188,19 @@ impl<'w> Cluster<'w> {
     ) -> Result<Seen> {
         let delete = || self.api.kubectl(&["delete", "peer", name]).map(drop);
         watch(&self.watched()?, key, address, false, limit, delete)
+    }
+
+    /// Lets a laptop in as [`Mesh::admit`] does: its Peer is created, and its device configured.
+    pub fn admit(&mut self, name: &str, number: u8, limit: Duration) -> Result<()> {
+        let laptop = Traveller::arrive(self.mesh.world, &self.mesh.place, name, number)?;
+        let peer = peer_object(name, &laptop.public_key, laptop.host.address, Some(laptop.endpoint));
+        self.api.put("create", &peer)?;
+        eventually(limit, &format!("{name} is configured"), || {
+            self.dump()?;
+            laptop.configure(&self.mesh.state, Duration::ZERO)
+        })?;
+        self.mesh.travellers.push(laptop);
+        Ok(())
     }
 
     /// When the server had the request that did this to a Peer, since midnight.

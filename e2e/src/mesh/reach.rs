@@ -31,6 +31,11 @@ impl Host {
         self.ns.name()
     }
 
+    /// The way to another, as [`Pingers`](crate::Pingers) take it.
+    pub fn to(&self, other: &Self) -> (&Ns, IpAddr) {
+        (&self.ns, other.address)
+    }
+
     /// A ping, in milliseconds, and a TCP connection of which the other side must see our own address.
     pub fn reaches(&self, other: &Self) -> Result<f64> {
         let time = self.ns.ping(other.address).context("ping")?;

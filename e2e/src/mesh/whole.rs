@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kilo_testkit::netns::{World, eventually};
 use serde_json::Value;
 
-use super::{Agent, Host, Place, Reach, StateDir, Traveller, differences};
+use super::{Agent, Host, Node, Place, Reach, StateDir, Traveller, differences};
 
 /// A mesh and those who use it.
 #[derive(Debug)]
@@ -152,6 +152,21 @@ impl<'w> Mesh<'w> {
         }
         agent.kill();
         Ok(())
+    }
+
+    /// How many operations all agents have carried out.
+    pub fn operations(&self) -> Result<f64> {
+        self.agents.values().map(|agent| agent.operations(&[])).sum()
+    }
+
+    /// What `wg` tells about the devices of all nodes, apart from what moves by itself: endpoints and counters.
+    pub fn devices(&self) -> Result<BTreeMap<String, String>> {
+        let device = |node: &Node| {
+            let parts = ["public-key", "listen-port", "allowed-ips", "persistent-keepalive"];
+            let text = parts.map(|part| node.ns.run(&format!("wg show kilo0 {part}")));
+            Ok((node.name.clone(), text.into_iter().collect::<Result<_>>()?))
+        };
+        self.place.nodes.iter().map(device).collect()
     }
 
     /// The plans of all agents.

@@ -1,17 +1,18 @@
 //! What a host's network should be, from a topology, its routes and its firewall.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use kilo_state::{CniFile, Desired, Dev, ForwardAccept, Link, LinkKind, MAIN_TABLE, Route, Rule, TABLE};
 
-use crate::device::{Unsettled, device, one_for_each_range, without_ipv6};
+use crate::device::{Unsettled, device, one_for_each_range};
 use crate::endpoint::Known;
 use crate::firewall::Tunnel;
 use crate::topology::Topology;
 use crate::{
-    Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Routing, mtu, parse,
-    table,
+    Config, Encapsulate, Encapsulator, Facts, Finding, Firewall, Inside, MtuDecision, Node, Routing, mtu,
+    parse, table,
 };
 
 const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
@@ -19,6 +20,8 @@ const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
 /// What a plan has found out before the host's part is drawn up.
 pub(crate) struct Input<'a> {
     pub(crate) config: &'a Config,
+    /// All nodes, ready or not.
+    pub(crate) nodes: &'a [&'a Node],
     pub(crate) facts: &'a Facts,
     pub(crate) known: &'a Known,
     pub(crate) topology: &'a Topology,
@@ -58,14 +61,11 @@ pub(crate) fn desired(input: &Input<'_>, routing: Routing, findings: &mut Vec<Fi
     if input.twice || topology.segments.iter().any(|s| !s.allowed_location_ips.is_empty()) {
         one_for_each_range(&mut device, topology);
     }
-    if !ipv6 {
-        device.peers.iter_mut().for_each(without_ipv6);
-    }
     let desired = Desired {
         links: links(input),
         remove_links: Vec::new(),
         device: Some(device),
-        neighbours: Vec::new(),
+        neighbours: neighbours(input.nodes, &topology.location),
         rules,
         table: Some(table::table(input.firewall)),
         forward: input.firewall.forward.accept.iter().map(|&net| ForwardAccept(net)).collect(),
@@ -77,6 +77,15 @@ pub(crate) fn desired(input: &Input<'_>, routing: Routing, findings: &mut Vec<Fi
         routes,
     };
     Drawn { desired, left_out, unsettled: drawn.unsettled, key_twice: drawn.twice }
+}
+
+/// The private addresses of a location's nodes, sorted.
+fn neighbours(nodes: &[&Node], location: &str) -> Vec<IpAddr> {
+    let here = nodes.iter().filter(|n| *n.location == *location);
+    let mut list: Vec<IpAddr> = here.filter_map(|n| n.internal_ip).map(|net| net.addr()).collect();
+    list.sort_unstable();
+    list.dedup();
+    list
 }
 
 fn links(input: &Input<'_>) -> Vec<Link> {

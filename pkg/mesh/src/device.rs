@@ -12,14 +12,22 @@ use crate::endpoint::Known;
 use crate::topology::{MeshPeer, Topology};
 use crate::{Facts, Finding, order};
 
-fn peer(key: PublicKey, endpoint: Option<SocketAddr>, keepalive: u16, mut nets: Vec<IpNet>) -> DevicePeer {
+/// A peer without a secret. Ranges that a kernel without IPv6 does not take are left out.
+fn peer(
+    topology: &Topology,
+    facts: &Facts,
+    key: PublicKey,
+    endpoint: Option<SocketAddr>,
+    mut nets: Vec<IpNet>,
+) -> DevicePeer {
+    nets.retain(|net| net.addr().is_ipv4() || facts.host.ipv6 != Some(false));
     nets.sort_unstable();
     nets.dedup();
     DevicePeer {
         public_key: key,
         preshared_key: None,
         endpoint,
-        persistent_keepalive: keepalive,
+        persistent_keepalive: topology.persistent_keepalive,
         allowed_ips: nets,
     }
 }
@@ -71,7 +79,7 @@ pub(crate) fn device(
                 let segment = &topology.segments[i];
                 let (endpoint, open) = known.endpoint(facts, &segment.key, topology.segment_addr(segment));
                 let nets = topology.segment_allowed_ips(segment);
-                peers.push(peer(segment.key, endpoint, topology.persistent_keepalive, nets));
+                peers.push(peer(topology, facts, segment.key, endpoint, nets));
                 unsettled.extend(open.then_some(Unsettled::Segment(i)));
             }
         }
@@ -90,17 +98,9 @@ pub(crate) fn device_peer(
 ) -> (DevicePeer, bool) {
     let (endpoint, unsettled) = known.endpoint(facts, &p.public_key, topology.peer_addr(p));
     let nets = topology.allowed_ips(p).to_vec();
-    let mut peer = peer(p.public_key, endpoint, topology.persistent_keepalive, nets);
+    let mut peer = peer(topology, facts, p.public_key, endpoint, nets);
     peer.preshared_key.clone_from(&p.preshared_key);
-    if facts.host.ipv6 == Some(false) {
-        without_ipv6(&mut peer);
-    }
     (peer, unsettled)
-}
-
-/// Ranges that a kernel without IPv6 does not take are left out.
-pub(crate) fn without_ipv6(peer: &mut DevicePeer) {
-    peer.allowed_ips.retain(|net| net.addr().is_ipv4());
 }
 
 /// The kernel knows a peer by its key and none with its own. Tells whether there was such a one.

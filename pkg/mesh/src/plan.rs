@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -319,6 +319,7 @@ fn mesh(
     let routing = topology.routing(inside);
     let input = desired::Input {
         config,
+        nodes,
         facts,
         known: &known,
         topology: &topology,
@@ -328,19 +329,9 @@ fn mesh(
         tunnel,
         twice,
     };
-    let desired::Drawn { mut desired, left_out, unsettled, key_twice } =
+    let desired::Drawn { desired, left_out, unsettled, key_twice } =
         desired::desired(&input, routing, findings);
-    desired.neighbours = neighbours(nodes, &topology.location);
     let memory = Memory { claims, known, unsettled, key_twice, now: facts.now };
     let tunnel_address = if let Tunnel::Used(address) = tunnel { address } else { None };
     Ok((Mesh { topology, inside, firewall, tunnel_address, mtu, desired, left_out }, memory))
-}
-
-/// The private addresses of a location's nodes, sorted.
-fn neighbours(nodes: &[&Node], location: &str) -> Vec<IpAddr> {
-    let here = nodes.iter().filter(|n| *n.location == *location);
-    let mut list: Vec<IpAddr> = here.filter_map(|n| n.internal_ip).map(|net| net.addr()).collect();
-    list.sort_unstable();
-    list.dedup();
-    list
 }

@@ -16,7 +16,7 @@ mod wait;
 mod world;
 
 pub use ns::Ns;
-pub use pinger::{PingReport, Pinger};
+pub use pinger::{PingReport, Pinger, Pingers};
 pub use process::Process;
 pub use sandbox::{Sandbox, die_with_parent, enter};
 pub use skip::Skip;

@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
-use super::{Ns, Process};
+use super::{Ns, Process, eventually};
 
 const INTERVAL: Duration = Duration::from_millis(50);
+/// So many answers show that a way is open.
+const OPEN: usize = 5;
+/// How long they may take.
+const SOON: Duration = Duration::from_secs(40);
 
 /// A running `ping`.
 #[derive(Debug)]
@@ -45,6 +49,15 @@ impl Pinger {
         answers(&self.process.log()).len()
     }
 
+    /// Waits until so many more are answered.
+    pub fn wait(&self, more: usize) -> Result<()> {
+        let wanted = self.answered() + more;
+        eventually(SOON, "pings are answered", || {
+            ensure!(self.answered() >= wanted, "{} of {wanted}", self.answered());
+            Ok(())
+        })
+    }
+
     /// Stops and counts. Answers that take up to half a second are waited for.
     pub fn stop(mut self) -> Result<PingReport> {
         // SIGINT makes ping print its totals at once; what is still on its way would count as lost.
@@ -58,6 +71,33 @@ impl Pinger {
         }
         let log = self.process.log();
         report(&log, sent_at_stop, ran).with_context(|| format!("reading ping's output:\n{log}"))
+    }
+}
+
+/// Pings on several ways at once.
+#[derive(Debug)]
+pub struct Pingers(Vec<Pinger>);
+
+impl Pingers {
+    /// Starts a `ping` from each of these namespaces to the address beside it, and waits until all are answered.
+    pub fn start<'n>(ways: impl IntoIterator<Item = (&'n Ns, IpAddr)>) -> Result<Self> {
+        let pingers = ways.into_iter().map(|(ns, to)| Pinger::start(ns, to)).collect::<Result<Vec<_>>>()?;
+        pingers.iter().try_for_each(|pinger| pinger.wait(OPEN))?;
+        Ok(Self(pingers))
+    }
+
+    /// Stops and counts: all that was sent and lost together, and the longest gap and time of any.
+    pub fn stop(self) -> Result<PingReport> {
+        let none = PingReport { sent: 0, lost: 0, longest_gap: Duration::ZERO, ran: Duration::ZERO };
+        self.0.into_iter().map(Pinger::stop).try_fold(none, |sum, report| {
+            let PingReport { sent, lost, longest_gap, ran } = report?;
+            Ok(PingReport {
+                sent: sum.sent + sent,
+                lost: sum.lost + lost,
+                longest_gap: sum.longest_gap.max(longest_gap),
+                ran: sum.ran.max(ran),
+            })
+        })
     }
 }
 
