@@ -1,6 +1,7 @@
 //! Doors for the fuzz targets to what reads bytes of others.
 
 use crate::netlink::{address, link, nftables, parameter, route, rule, socket};
+pub use crate::wireguard::kernel::fuzzing::wireguard;
 use crate::wireguard::uapi::text::{Request, parse_request, parse_status, write_set, write_status};
 
 /// Reads a datagram of the kernel's as every kind of message that is listened for.

@@ -2,7 +2,7 @@
 //! is, peers are added, changed and removed one by one, so that nobody else's session is touched.
 
 mod builtin;
-mod kernel;
+pub(crate) mod kernel;
 mod learned;
 mod link;
 mod status;

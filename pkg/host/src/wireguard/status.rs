@@ -103,7 +103,8 @@ impl SetPeer {
         }
     }
 
-    fn add(peer: &DevicePeer) -> Self {
+    /// The change that makes this peer.
+    pub fn add(peer: &DevicePeer) -> Self {
         Self {
             preshared_key: Some(peer.preshared_key.clone()),
             endpoint: peer.endpoint,

@@ -1,5 +1,8 @@
 //! The kernel's WireGuard, by generic netlink.
 
+mod answers;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod message;
 mod socket;
 

@@ -6,8 +6,8 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable, ParseableParametrized,
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable, ParseableParametrized,
 };
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
@@ -16,6 +16,8 @@ use netlink_packet_wireguard::WireguardMessage;
 use netlink_sys::{Socket as RawSocket, SocketAddr, protocols::NETLINK_GENERIC};
 use rustix::net::sockopt;
 use zeroize::Zeroize as _;
+
+use super::answers::{Answers, DeviceMessage, FamilyMessage};
 
 /// The kernel's messages of a dump are at most this long.
 const RECEIVE: usize = 64 << 10;
@@ -64,28 +66,30 @@ impl Socket {
             cmd: GenlCtrlCmd::GetFamily,
             nlas: vec![GenlCtrlAttrs::FamilyName(WireguardMessage::family_name().to_owned())],
         };
-        let answers = self.talk(request, NLM_F_REQUEST | NLM_F_ACK)?;
+        let answers = self.talk(FamilyMessage(request), NLM_F_REQUEST | NLM_F_ACK)?;
         answers
             .into_iter()
-            .flat_map(|answer| answer.nlas)
+            .flat_map(|answer| answer.0.nlas)
             .find_map(|nla| if let GenlCtrlAttrs::FamilyId(id) = nla { Some(id) } else { None })
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Sends a request and takes its acknowledgement.
     pub(super) fn acknowledged(&mut self, message: WireguardMessage) -> io::Result<()> {
-        self.talk(message, NLM_F_REQUEST | NLM_F_ACK).map(|_| ())
+        self.talk(DeviceMessage(message), NLM_F_REQUEST | NLM_F_ACK).map(|_| ())
     }
 
     /// Asks for a dump, again when the device changed in the middle of it.
     pub(super) fn dump(&mut self, message: WireguardMessage) -> io::Result<Vec<WireguardMessage>> {
+        let message = DeviceMessage(message);
+        let mut answer = self.talk(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
         for _ in 1..DUMPS {
-            match self.talk(message.clone(), NLM_F_REQUEST | NLM_F_DUMP) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
+            if !answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+                break;
             }
+            answer = self.talk(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
         }
-        self.talk(message, NLM_F_REQUEST | NLM_F_DUMP)
+        Ok(answer?.into_iter().map(|message| message.0).collect())
     }
 
     fn talk<F>(&mut self, payload: F, flags: u16) -> io::Result<Vec<F>>
@@ -128,28 +132,11 @@ impl Socket {
         F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Clone + Debug,
         GenlMessage<F>: NetlinkSerializable + NetlinkDeserializable,
     {
-        let mut answers = Vec::new();
-        let mut interrupted = false;
+        let mut answers = Answers::to(self.sequence);
         loop {
             let received = self.receive()?;
-            let mut rest = &self.buffer[..received];
-            while !rest.is_empty() {
-                let malformed = || io::Error::from(io::ErrorKind::InvalidData);
-                let length = NetlinkBuffer::new_checked(rest).map_err(|_| malformed())?.length() as usize;
-                let message = NetlinkMessage::<GenlMessage<F>>::deserialize(rest).map_err(|_| malformed())?;
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                if message.header.sequence_number != self.sequence {
-                    // The end of an answer that was given up on.
-                    continue;
-                }
-                interrupted |= i32::from(message.header.flags) & libc::NLM_F_DUMP_INTR != 0;
-                match message.payload {
-                    NetlinkPayload::Error(e) => return e.code.map_or(Ok(answers), |_| Err(e.to_io())),
-                    NetlinkPayload::Done(_) if interrupted => return Err(io::ErrorKind::Interrupted.into()),
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::InnerMessage(inner) => answers.push(inner.into_parts().1),
-                    NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
-                }
+            if let Some(messages) = answers.read(&self.buffer[..received])? {
+                return Ok(messages);
             }
         }
     }
