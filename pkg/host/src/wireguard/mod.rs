@@ -320,7 +320,7 @@ async fn foreign(
                     results.extend(batch.iter().map(|_| Ok(())));
                     continue;
                 }
-                Err(error) => silent = (!error.is_refusal()).then(|| chain(&error)),
+                Err(error) => silent = (!error.is_refusal()).then(|| Arc::new(error)),
             }
         }
         for set in batch {
@@ -329,7 +329,7 @@ async fn foreign(
                 continue;
             };
             if let Some(why) = &silent {
-                results.push(Err(failed(set.action(), why.clone())));
+                results.push(Err(failed(set.action(), boxed(why.clone()))));
                 continue;
             }
             *messages += 1;
@@ -338,17 +338,6 @@ async fn foreign(
         }
     }
     results
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn no_peer_op() -> HostError {
