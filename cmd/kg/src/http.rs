@@ -171,11 +171,11 @@ async fn graph(
     if pages.agent.status.borrow().plan.is_none() {
         return failed("there is no plan yet");
     }
-    let made = match Made::now(&pages).await {
-        Ok(made) => made,
+    let snapshot = match Snapshot::now(&pages).await {
+        Ok(snapshot) => snapshot,
         Err(reason) => return failed(reason),
     };
-    let plan = made.plan(&pages.config);
+    let plan = snapshot.plan(&pages.config);
     let Some(topology) = plan.mesh.as_ref().map(|mesh| &mesh.topology) else {
         return failed(
             plan.error.clone().unwrap_or_else(|| format!("there is no topology: {}", plan.outcome)),
@@ -202,15 +202,15 @@ fn json(value: &impl serde::Serialize) -> Response {
     }
 }
 
-/// What a plan of the moment is made from, translated.
-struct Made {
+/// What a plan of the moment is made from, translated, and what is wrong with single objects.
+struct Snapshot {
     input: Input,
     nodes: Vec<Node>,
     peers: Vec<Peer>,
     findings: Vec<Finding>,
 }
 
-impl Made {
+impl Snapshot {
     async fn now(pages: &Pages) -> Result<Self, &'static str> {
         let input = ask(pages, Query::Input).await?;
         let config = &pages.config;
@@ -230,22 +230,22 @@ impl Made {
 
 /// The plan of the moment together with what it was made from.
 async fn plan(State(pages): State<Arc<Pages>>) -> Response {
-    let made = match Made::now(&pages).await {
-        Ok(made) => made,
+    let snapshot = match Snapshot::now(&pages).await {
+        Ok(snapshot) => snapshot,
         Err(reason) => return failed(reason),
     };
     let config = &pages.config;
     let mut findings = Vec::from_iter(pages.agent.status.borrow().findings.iter().cloned());
-    findings.extend_from_slice(&made.findings);
+    findings.extend_from_slice(&snapshot.findings);
     json(&PlanView::new(
-        &made.plan(config),
+        &snapshot.plan(config),
         &PlanSource {
             config,
-            node_objects: &made.input.nodes.iter().collect::<Vec<_>>(),
-            peer_objects: &made.input.peers.iter().collect::<Vec<_>>(),
-            nodes: &made.nodes.iter().collect::<Vec<_>>(),
-            peers: &made.peers.iter().collect::<Vec<_>>(),
-            facts: &made.input.facts,
+            node_objects: &snapshot.input.nodes.iter().collect::<Vec<_>>(),
+            peer_objects: &snapshot.input.peers.iter().collect::<Vec<_>>(),
+            nodes: &snapshot.nodes.iter().collect::<Vec<_>>(),
+            peers: &snapshot.peers.iter().collect::<Vec<_>>(),
+            facts: &snapshot.input.facts,
             findings: &findings,
         },
     ))
