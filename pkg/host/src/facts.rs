@@ -8,11 +8,11 @@ use rustix::io::Errno;
 use crate::discover::{Listing, discover};
 use crate::error::{refused, retry};
 use crate::host::{LinuxHost, can_use_ipv6, has_ipv6, tunnel_names};
+use crate::iptables_legacy;
 use crate::netlink::link::LinkState;
 use crate::netlink::monitor::Doing;
 use crate::netlink::{address, link, route};
 use crate::resolve::{HOSTNAME, resolve};
-use crate::{iptables_forward, iptables_legacy};
 
 /// The bridge of Kilo's CNI configuration.
 const POD_BRIDGE: &str = "kube-bridge";
@@ -98,8 +98,8 @@ impl LinuxHost {
                 .map(|(_, net)| *net)
                 .collect(),
             ipv6: Some(can_use_ipv6()),
-            legacy_filter_v4: self.config.forward_rules && iptables_forward::has_legacy_filter(false),
-            legacy_filter_v6: self.config.forward_rules && iptables_forward::has_legacy_filter(true),
+            legacy_filter_v4: self.config.forward_rules && iptables_legacy::has_filter(false),
+            legacy_filter_v6: self.config.forward_rules && iptables_legacy::has_filter(true),
             legacy_leftovers: self.legacy_leftovers(),
             device: device.map(|(_, facts)| facts).unwrap_or_default(),
             ..HostFacts::default()

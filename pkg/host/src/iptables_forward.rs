@@ -11,7 +11,6 @@ use ipnet::IpNet;
 use kilo_nftables::{Attributes, Writer};
 use kilo_state::ForwardAccept;
 use netlink_packet_core::NLM_F_CREATE;
-use rustix::io::Errno;
 
 use crate::netlink::nftables::{self, NFPROTO_IPV4, NFPROTO_IPV6};
 use crate::netlink::socket::{Refused, Request, Socket};
@@ -24,8 +23,6 @@ const COMMENT_FROM: &str = "Kilo: forward packets from the pod subnet";
 const COMMENT_TO: &str = "Kilo: forward packets to the pod subnet";
 /// `struct xt_comment_info`.
 const COMMENT_SIZE: usize = 256;
-/// Tables of iptables-legacy that the kernel has in this namespace.
-const LEGACY_TABLES: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
 
 const NF_INET_FORWARD: u32 = 2;
 const NF_ACCEPT: u32 = 1;
@@ -192,18 +189,7 @@ fn in_chain(to: &mut Writer) {
 
 /// Our rules of a family.
 fn list(socket: &mut Socket, family: u8) -> Result<Vec<Found>, Refused> {
-    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family, in_chain);
-    let found = socket.dump(&get, |message| {
-        let rule = nftables::body(message);
-        let here = rule.text(1) == Some(TABLE) && rule.text(2) == Some(CHAIN);
-        (here && message.payload.first() == Some(&family)).then(|| read(family, rule)).flatten()
-    });
-    match found {
-        Err(refused) if matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
-            Ok(Vec::new())
-        }
-        found => found,
-    }
+    nftables::rules(socket, family, TABLE, Some(CHAIN), |rule| read(family, rule))
 }
 
 /// The ranges that are accepted in both directions, and those that are in one only, sorted.
@@ -221,25 +207,6 @@ pub(crate) fn observe(
     let ranges =
         |list: Vec<(IpNet, [bool; 2])>| list.into_iter().map(|(net, _)| ForwardAccept(net)).collect();
     Ok((ranges(both), ranges(half)))
-}
-
-/// Whether a chain of a table is there.
-pub(crate) fn chain_exists(
-    socket: &mut Socket,
-    family: u8,
-    (table, chain): (&str, &str),
-) -> Result<bool, Refused> {
-    let get = nftables::message(nftables::NFT_MSG_GETCHAIN, 0, family, |to| {
-        to.text(1, table);
-        to.text(3, chain);
-    });
-    match socket.get(&get, |_| ()) {
-        Ok(()) => Ok(true),
-        Err(refused) if matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
-            Ok(false)
-        }
-        Err(refused) => Err(refused),
-    }
 }
 
 /// Table and chain as iptables makes them when it needs them first.
@@ -276,7 +243,7 @@ pub(crate) fn add(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), Ref
                 rule.nest(4, |list| expressions(list, &net, direction));
             }));
         }
-        if !changes.is_empty() && !chain_exists(socket, family, (TABLE, CHAIN))? {
+        if !changes.is_empty() && !nftables::chain_exists(socket, family, (TABLE, CHAIN))? {
             changes.splice(0..0, create_chain(family));
         }
         Ok(changes)
@@ -297,12 +264,6 @@ pub(crate) fn delete(socket: &mut Socket, accept: &ForwardAccept) -> Result<(), 
             })
             .collect())
     })
-}
-
-/// Whether iptables-legacy (or ip6tables-legacy) has a filter table in this namespace.
-pub(crate) fn has_legacy_filter(v6: bool) -> bool {
-    let tables = std::fs::read_to_string(LEGACY_TABLES[usize::from(v6)]).unwrap_or_default();
-    tables.lines().any(|table| table.trim() == TABLE)
 }
 
 #[cfg(test)]

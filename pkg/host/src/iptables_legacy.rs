@@ -1,4 +1,4 @@
-//! What an upstream agent left in the tables of iptables-legacy. These are read, never written: a change means
+//! The tables of iptables-legacy, and what an upstream agent left in them. These are read, never written: a change means
 //! to replace a whole table, which only iptables itself may do under its lock.
 
 use std::io;
@@ -44,12 +44,25 @@ const LAYOUTS: [Layout; 2] = [
     Layout { target_offset: 140, next_offset: 142, matches: 168 },
 ];
 
+/// Whether there is a filter table.
+pub(crate) fn has_filter(ipv6: bool) -> bool {
+    is_in_use(&names(ipv6), "filter")
+}
+
+fn names(ipv6: bool) -> String {
+    std::fs::read_to_string(TABLE_NAMES[usize::from(ipv6)]).unwrap_or_default()
+}
+
+fn is_in_use(names: &str, table: &str) -> bool {
+    names.lines().any(|line| line.trim() == table)
+}
+
 /// The tables in which there is something of Kilo's. What cannot be read counts as empty.
 pub(crate) fn leftovers() -> Vec<LegacyTable> {
     let mut found = Vec::new();
     for ipv6 in [false, true] {
-        let names = std::fs::read_to_string(TABLE_NAMES[usize::from(ipv6)]).unwrap_or_default();
-        for table in TABLES.into_iter().filter(|table| names.lines().any(|line| line.trim() == *table)) {
+        let names = names(ipv6);
+        for table in TABLES.into_iter().filter(|table| is_in_use(&names, table)) {
             match entries(ipv6, table) {
                 Ok(bytes) => {
                     let (rules, chains) = kilos(&bytes, LAYOUTS[usize::from(ipv6)]);

@@ -9,9 +9,7 @@
 
 use kilo_nftables::{Attributes, Writer};
 use kilo_state::{Leftover, UpstreamChain};
-use rustix::io::Errno;
 
-use crate::iptables_forward::chain_exists;
 use crate::netlink::nftables::{self, NFPROTO_IPV4, NFPROTO_IPV6};
 use crate::netlink::socket::{Refused, Request, Socket};
 
@@ -129,20 +127,9 @@ fn part(rule: Attributes<'_>, wanted: UpstreamChain) -> Option<Part> {
 /// Looks for one of upstream's chains and all that has to do with it.
 fn find(socket: &mut Socket, ipv6: bool, chain: UpstreamChain) -> Result<Found, Refused> {
     let (table, _) = place(chain);
-    let mut found = Found { chain: chain_exists(socket, family(ipv6), place(chain))?, ..Found::default() };
-    let get = nftables::message(nftables::NFT_MSG_GETRULE, 0, family(ipv6), |to| to.text(1, table));
-    let parts = socket.dump(&get, |message| {
-        let rule = nftables::body(message);
-        let here = rule.text(1) == Some(table) && message.payload.first() == Some(&family(ipv6));
-        here.then(|| part(rule, chain)).flatten()
-    });
-    let parts = match parts {
-        // No such table, or a kernel without nftables for this family.
-        Err(refused) if matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT) => {
-            return Ok(found);
-        }
-        parts => parts?,
-    };
+    let there = nftables::chain_exists(socket, family(ipv6), place(chain))?;
+    let mut found = Found { chain: there, ..Found::default() };
+    let parts = nftables::rules(socket, family(ipv6), table, None, |rule| part(rule, chain))?;
     for part in parts {
         match part {
             Part::Inside => found.inside += 1,
@@ -158,7 +145,8 @@ pub(crate) fn observe(socket: &mut Socket, ipv6: bool, search: Search) -> Result
     let mut found = Vec::new();
     for ipv6 in [Some(false), ipv6.then_some(true)].into_iter().flatten() {
         for chain in [UpstreamChain::Nat, UpstreamChain::Ipip] {
-            let look = search == Search::Everything || chain_exists(socket, family(ipv6), place(chain))?;
+            let look =
+                search == Search::Everything || nftables::chain_exists(socket, family(ipv6), place(chain))?;
             if look && find(socket, ipv6, chain)?.is_leftover() {
                 found.push(Leftover::Chain { ipv6, chain });
             }

@@ -21,10 +21,10 @@ const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub(crate) const NFT_MSG_NEWTABLE: u16 = 0;
 pub(crate) const NFT_MSG_NEWCHAIN: u16 = 3;
-pub(crate) const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_GETCHAIN: u16 = 4;
 pub(crate) const NFT_MSG_DELCHAIN: u16 = 5;
 pub(crate) const NFT_MSG_NEWRULE: u16 = 6;
-pub(crate) const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_GETRULE: u16 = 7;
 pub(crate) const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWGEN: u16 = 15;
 const NFT_MSG_GETGEN: u16 = 16;
@@ -105,6 +105,51 @@ fn send(socket: &mut Socket, changes: &[Request], generation: u32) -> Result<(),
         number = number.wrapping_add(1);
     }
     socket.commit(&bytes, first, last).map_err(|(_, refused)| refused)
+}
+
+/// What `each` makes of the rules of a table, or of one chain of it: their attributes. There are none without the
+/// table, or in a kernel without nftables for this family.
+pub(crate) fn rules<T>(
+    socket: &mut Socket,
+    family: u8,
+    table: &str,
+    chain: Option<&str>,
+    mut each: impl FnMut(Attributes<'_>) -> Option<T>,
+) -> Result<Vec<T>, Refused> {
+    let get = message(NFT_MSG_GETRULE, 0, family, |to| {
+        to.text(1, table);
+        if let Some(chain) = chain {
+            to.text(2, chain);
+        }
+    });
+    // Old kernels tell more than they were asked for.
+    let found = socket.dump(&get, |message| {
+        let rule = body(message);
+        let here = message.payload.first() == Some(&family)
+            && rule.text(1) == Some(table)
+            && (chain.is_none() || rule.text(2) == chain);
+        here.then(|| each(rule)).flatten()
+    });
+    found.or_else(|refused| if is_absent(&refused) { Ok(Vec::new()) } else { Err(refused) })
+}
+
+/// Whether a chain of a table is there.
+pub(crate) fn chain_exists(
+    socket: &mut Socket,
+    family: u8,
+    (table, chain): (&str, &str),
+) -> Result<bool, Refused> {
+    let get = message(NFT_MSG_GETCHAIN, 0, family, |to| {
+        to.text(1, table);
+        to.text(3, chain);
+    });
+    let found = socket.get(&get, |_| true);
+    found.or_else(|refused| if is_absent(&refused) { Ok(false) } else { Err(refused) })
+}
+
+/// Whether there is no such thing, or no nftables for the family.
+fn is_absent(refused: &Refused) -> bool {
+    matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT)
 }
 
 /// Reads a table of family `inet` as it was at one moment; `None` where there is none.
