@@ -29,8 +29,7 @@ pub struct Traveller {
 }
 
 impl Traveller {
-    /// Sets up a machine with the address `198.51.100.NUMBER` outside and `10.100.0.NUMBER` in the mesh.
-    /// Nobody knows it yet.
+    /// Sets up a machine with the [addresses](Place::addresses) of this number. Nobody knows it yet.
     pub fn arrive(world: &World, place: &Place, name: &str, number: u8) -> Result<Self> {
         let ns = place.traveller(world, name, number)?;
         let exe = kilo_testkit::netns::helper::program()?;
@@ -48,7 +47,7 @@ impl Traveller {
         eventually(Duration::from_secs(5), &format!("{name} has a WireGuard device"), || {
             ns.run(&format!("wg show {LINK}")).context(device.log())
         })?;
-        let address = IpAddr::from([10, 100, 0, number]);
+        let (outside, address) = place.addresses(number)?;
         world.address(&ns, LINK, address.into())?;
         ns.run(&format!("ip link set {LINK} up"))?;
         let key = ns.dir().join("key");
@@ -59,7 +58,7 @@ impl Traveller {
         Ok(Self {
             host: Host::listen(ns, address)?,
             public_key: public_key.trim().to_owned(),
-            endpoint: (IpAddr::from([198, 51, 100, number]), PORT),
+            endpoint: (outside, PORT),
             _device: device,
         })
     }
