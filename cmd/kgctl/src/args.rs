@@ -1,10 +1,12 @@
 //! The command line: commands, flags and their texts. Nothing is decided here.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use kilo_mesh::Config;
+use kilo_policy::Probe;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 bad input or another error, 2 wrong usage.
@@ -92,6 +94,13 @@ pub enum Command {
         /// Whose.
         #[command(subcommand)]
         of: ShowconfOf,
+    },
+    /// Ask what network policies say; nothing enforces them yet
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Policy {
+        /// What to ask.
+        #[command(subcommand)]
+        command: PolicyCommand,
     },
     /// Join this machine to the mesh as a peer (not there yet)
     Connect(ConnectArgs),
@@ -338,12 +347,77 @@ pub enum ConfOutput {
     Yaml,
 }
 
+/// Questions about policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Print who may connect to whom, and which rules say so
+    Table(TableArgs),
+}
+
+/// `kgctl policy table`.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE_HELP)]
+pub struct TableArgs {
+    /// Pods, Namespaces and NetworkPolicies: YAML or JSON, files, folders, or - for the standard input
+    #[arg(short, long = "filename", value_name = "FILE", num_args = 1.., required = true)]
+    pub filename: Vec<PathBuf>,
+
+    /// What to ask about: ports as pods see them, behind every Service, and icmp for an echo request
+    #[arg(long, value_name = "PORT/PROTOCOL", value_delimiter = ',', default_value = "80/tcp")]
+    pub ports: Vec<Probe>,
+
+    /// Addresses outside the cluster that take part
+    #[arg(long, value_name = "IP", value_delimiter = ',', value_parser = parse_external)]
+    pub external: Vec<External>,
+
+    /// Whether echo requests to and from isolated pods need a rule, one without ports
+    #[arg(long, value_enum, default_value = "evaluate", value_name = "MODE")]
+    pub policy_icmp_echo: IcmpEcho,
+
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub output: TableOutput,
+}
+
+const TABLE_HELP: &str = "\
+Examples:
+  kgctl policy table -f manifests/ --ports 80/tcp,53/udp,icmp --external 198.51.100.7
+  kubectl get pods,namespaces,networkpolicies -A -o yaml | kgctl policy table -f - -o json";
+
+/// `--policy-icmp-echo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IcmpEcho {
+    /// A rule without ports must allow them
+    Evaluate,
+    /// They are always allowed
+    Allow,
+}
+
+/// The form of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableOutput {
+    /// A line for each row, with its reasons
+    Text,
+    /// JSON, a row a line
+    Json,
+}
+
 /// `kgctl connect`, which takes the flags of Kilo's and does nothing yet.
 #[derive(Args, Debug)]
 pub struct ConnectArgs {
     /// Names of peers and flags, which are not looked at
     #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<String>,
+}
+
+/// A value of `--external`: an address, or nothing for an empty text, so that scripts may pass an empty list.
+pub type External = Option<IpAddr>;
+
+fn parse_external(text: &str) -> Result<External, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| "must be an address".to_owned())
 }
 
 fn parse_mtu(text: &str) -> Result<kilo_mesh::Mtu, String> {

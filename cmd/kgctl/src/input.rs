@@ -53,12 +53,18 @@ pub fn read_facts(path: &Path) -> anyhow::Result<FactsView> {
 }
 
 /// A file's name for messages, and what it holds.
-struct Text {
-    origin: String,
-    bytes: Vec<u8>,
+pub struct Text {
+    /// The path, or `stdin`.
+    pub origin: String,
+    /// What it holds.
+    pub bytes: Vec<u8>,
 }
 
-fn texts(files: &[PathBuf]) -> anyhow::Result<Vec<Text>> {
+/// Reads files, the manifests of folders, and the standard input for `-`.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn texts(files: &[PathBuf]) -> anyhow::Result<Vec<Text>> {
     if files.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
         return Err(message("the standard input (-) can be read only once"));
     }

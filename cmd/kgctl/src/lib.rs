@@ -15,6 +15,7 @@ mod man;
 mod mesh;
 mod out;
 mod plan;
+mod policy;
 mod showconf;
 mod words;
 
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::args::{Cli, Command, ShowconfOf};
+use crate::args::{Cli, Command, PolicyCommand, ShowconfOf};
 
 pub use complete::completions;
 pub use man::write as write_man_pages;
@@ -94,6 +95,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Man { dir } => man::write(dir).map(|()| OK),
         Command::Plan(args) => plan::run(&cli.global, args).map(|()| OK),
         Command::Diff(args) => diff::run(&cli.global, args),
+        Command::Policy { command: PolicyCommand::Table(args) } => policy::table(args).map(|()| OK),
         Command::Graph(args) => graph::run(&cli.global, args).map(|()| OK),
         Command::Showconf { of: ShowconfOf::Node(args) } => showconf::node(&cli.global, args).map(|()| OK),
         Command::Showconf { of: ShowconfOf::Peer(args) } => showconf::peer(&cli.global, args).map(|()| OK),

@@ -60,17 +60,38 @@ impl FromIterator<Document> for Objects {
     }
 }
 
+/// An object of any kind as it stands in a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    /// Its `apiVersion`, or that of the list it is in.
+    pub api_version: String,
+    /// Its `kind`, or that of the list it is in.
+    pub kind: String,
+    /// All of it.
+    pub object: Value,
+}
+
 /// Reads a text of YAML or JSON documents: objects and lists of them (`List`, `NodeList`, `PeerList`), what
 /// `kubectl get nodes,peers -o yaml` prints included. `origin`, a path or `stdin`, is what findings call it.
 pub fn read_objects(origin: &str, text: &[u8]) -> Vec<Document> {
-    let mut documents = Vec::new();
+    let documents = read_items(origin, text).into_iter().map(|item| match item {
+        Ok(item) => recognise(origin, item),
+        Err(finding) => Document::Malformed { object: None, finding },
+    });
+    documents.collect()
+}
+
+/// Reads the objects of a text as they are, those of lists one by one; kinds are not looked at. What cannot be read
+/// is a finding on `File/…`.
+pub fn read_items(origin: &str, text: &[u8]) -> Vec<Result<Item, Finding>> {
+    let mut items = Vec::new();
     for tree in read_trees(origin, text) {
         match tree {
-            Ok(tree) => flatten(origin, tree, None, &mut documents),
-            Err(finding) => documents.push(Document::Malformed { object: None, finding }),
+            Ok(tree) => flatten(origin, tree, None, &mut items),
+            Err(finding) => items.push(Err(finding)),
         }
     }
-    documents
+    items
 }
 
 /// The documents of a text as they are, empty ones left out.
@@ -177,49 +198,49 @@ fn unreadable(origin: &str, line: usize, reason: &str) -> Finding {
 }
 
 /// Appends an object, or the objects of a list. `implied` is the apiVersion and kind of items that have none.
-fn flatten(
-    origin: &str,
-    tree: Value,
-    implied: Option<(&'static str, &'static str)>,
-    documents: &mut Vec<Document>,
-) {
+fn flatten(origin: &str, tree: Value, implied: Option<(&str, &str)>, items: &mut Vec<Result<Item, Finding>>) {
     let text = |key: &str| tree.get(key).and_then(Value::as_str).map(str::to_owned);
     let (api_version, kind) = match (text("apiVersion"), text("kind"), implied) {
         (None, None, Some((api_version, kind))) => (api_version.to_owned(), kind.to_owned()),
         (api_version, kind, _) => (api_version.unwrap_or_default(), kind.unwrap_or_default()),
     };
-    let implied = match (api_version.as_str(), kind.as_str()) {
-        ("v1", "List") => Some(None),
-        ("v1", "NodeList") => Some(Some(("v1", "Node"))),
-        (PEER_VERSION, "PeerList") => Some(Some((PEER_VERSION, "Peer"))),
-        _ => None,
-    };
-    if let Some(implied) = implied {
-        let Value::Object(mut list) = tree else { return };
-        match list.remove("items") {
-            Some(Value::Array(items)) => {
-                items.into_iter().for_each(|item| flatten(origin, item, implied, documents));
-            }
-            None | Some(Value::Null) => {}
-            Some(_) => documents.push(Document::Malformed {
-                object: None,
-                finding: Finding::new(
-                    format!("File/{origin}"),
-                    "items",
-                    "",
-                    format!("must be a list in a {kind}"),
-                ),
-            }),
+    let implied = match (api_version.as_str(), kind.strip_suffix("List")) {
+        ("v1", Some("")) => None,
+        (version, Some(of)) if LISTS.contains(&(version, of)) => Some((version, of)),
+        _ => {
+            items.push(Ok(Item { api_version, kind, object: tree }));
+            return;
         }
-        return;
+    };
+    let Value::Object(mut list) = tree else { return };
+    match list.remove("items") {
+        Some(Value::Array(all)) => {
+            all.into_iter().for_each(|item| flatten(origin, item, implied, items));
+        }
+        None | Some(Value::Null) => {}
+        Some(_) => items.push(Err(Finding::new(
+            format!("File/{origin}"),
+            "items",
+            "",
+            format!("must be a list in a {kind}"),
+        ))),
     }
-    documents.push(recognise(origin, &tree, api_version, kind));
 }
+
+/// The kinds of which there are lists.
+const LISTS: [(&str, &str); 5] = [
+    ("v1", "Node"),
+    (PEER_VERSION, "Peer"),
+    ("v1", "Pod"),
+    ("v1", "Namespace"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+];
 
 /// The only version of Peers that there is.
 const PEER_VERSION: &str = "kilo.squat.ai/v1alpha1";
 
-fn recognise(origin: &str, tree: &Value, api_version: String, kind: String) -> Document {
+fn recognise(origin: &str, item: Item) -> Document {
+    let Item { api_version, kind, object: tree } = item;
     let name = tree.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let malformed = |watch: WatchKind, finding: Finding| Document::Malformed {
         object: (!name.is_empty()).then(|| (watch, name.to_owned())),
@@ -230,11 +251,11 @@ fn recognise(origin: &str, tree: &Value, api_version: String, kind: String) -> D
         Finding::new(object, "apiVersion", api_version.as_str(), format!("must be {wanted}"))
     };
     match (api_version.as_str(), kind.as_str()) {
-        ("v1", "Node") => match read_node(tree) {
+        ("v1", "Node") => match read_node(&tree) {
             Ok(node) => Document::Node(Box::new(node)),
             Err(finding) => malformed(WatchKind::Nodes, finding),
         },
-        (PEER_VERSION, "Peer") => match read_peer(tree) {
+        (PEER_VERSION, "Peer") => match read_peer(&tree) {
             Ok(peer) => Document::Peer(Box::new(peer)),
             Err(finding) => malformed(WatchKind::Peers, finding),
         },

@@ -16,4 +16,4 @@ mod write;
 
 #[cfg(target_os = "linux")]
 pub use backend::FileBackend;
-pub use documents::{Document, Objects, read_objects};
+pub use documents::{Document, Item, Objects, read_items, read_objects};

@@ -36,13 +36,17 @@ impl Notes {
 
     /// Notes that a field is wrong.
     pub fn wrong(&mut self, field: &Field<'_, '_>, reason: &str) -> Unreadable {
+        self.remark(field, &format!("{reason}; {}", self.follows));
+        Unreadable
+    }
+
+    /// Notes something odd about a field that is understood all the same; the reason says what follows.
+    pub fn remark(&mut self, field: &Field<'_, '_>, reason: &str) {
         if self.findings.len() == MOST {
             self.more += 1;
         } else {
-            let reason = format!("{reason}; {}", self.follows);
             self.findings.push(Finding::new(self.object.as_str(), field.path(), scalar(field.value), reason));
         }
-        Unreadable
     }
 
     /// The findings in the order of the object. The last one counts those that are not told.
