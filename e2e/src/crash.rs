@@ -249,6 +249,10 @@ impl Host for Counted {
     fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static {
         self.host.resolve(name)
     }
+
+    fn probe(&self, target: IpAddr) -> impl Future<Output = bool> + Send + 'static {
+        self.host.probe(target)
+    }
 }
 
 /// The CNI file of an agent with this directory.

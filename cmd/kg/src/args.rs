@@ -11,7 +11,7 @@ use kilo_agent::{DiscoverConfig, Settings};
 use kilo_host::HostConfig;
 use kilo_host::wireguard::Mode;
 use kilo_k8s::ClientConfig;
-use kilo_mesh::{Compatibility, Config, Encapsulate, Granularity, Mtu};
+use kilo_mesh::{Compatibility, Config, Encapsulate, Granularity, LeaderFailover, Mtu};
 
 /// The version that `--version`, the build metric and the start-up line show.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -86,6 +86,9 @@ pub struct AgentArgs {
     /// Path of a kubeconfig; without it and --master, the configuration of the pod
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<String>,
+    /// What makes the leader of a location another one: that others do not reach it, or only the age of its last check-in
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = LeaderFailoverArg::DataPath)]
+    pub leader_failover: LeaderFailoverArg,
     /// Address of the HTTP server for metrics, health, graph and plan
     #[arg(long, value_name = "ADDR", default_value = ":1107")]
     pub listen: String,
@@ -161,6 +164,15 @@ pub enum EncapsulateArg {
     CrossSubnet,
     /// To every node.
     Always,
+}
+
+/// Values of `--leader-failover`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LeaderFailoverArg {
+    /// That others do not reach it, where all agents are ours.
+    DataPath,
+    /// The age of its last check-in; one node that wants it so is enough for all.
+    Age,
 }
 
 /// Values of `--mesh-granularity`.
@@ -288,6 +300,10 @@ impl AgentArgs {
             prioritise_private_addresses: self.prioritise_private_addresses,
             create_interface: self.create_interface,
             node_expiry: self.node_expiry.as_secs(),
+            leader_failover: match self.leader_failover {
+                LeaderFailoverArg::DataPath => LeaderFailover::DataPath,
+                LeaderFailoverArg::Age => LeaderFailover::Age,
+            },
         };
         Settings {
             config,

@@ -84,6 +84,16 @@ impl Collector for AgentCollector {
                 "Number of changes that put right what somebody else had changed on the host, by kind.",
                 stats.repairs().into_iter().map(|(kind, n)| (vec![("kind", kind.to_owned())], n)),
             ),
+            counter(
+                "kilo_failovers_total",
+                "Number of nodes that have ceased to lead because others report them.",
+                [(vec![], stats.failovers.load(Ordering::Relaxed))],
+            ),
+            counter(
+                "kilo_unreachable_total",
+                "Number of times that this node has found another one unreachable and reported it.",
+                [(vec![], stats.unreachable.load(Ordering::Relaxed))],
+            ),
             gauge(
                 "kilo_watch_up",
                 "Whether objects of this kind are being watched.",
@@ -110,6 +120,11 @@ impl Collector for AgentCollector {
                 "kilo_leader",
                 "Leadership status of the node.",
                 [(vec![], f64::from(u8::from(plan.leader)))],
+            ));
+            families.push(gauge(
+                "kilo_deposed_nodes",
+                "Number of nodes that do not lead because others report them.",
+                [(vec![], plan.deposed as f64)],
             ));
             families.push(gauge("kilo_nodes", "Number of nodes in the mesh.", [(vec![], plan.nodes as f64)]));
             families.push(gauge("kilo_peers", "Number of peers in the mesh.", [(vec![], plan.peers as f64)]));

@@ -14,9 +14,11 @@ use crate::annotations::{self, Write};
 use crate::apply::chain;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
+use crate::health::Health;
 use crate::machine::{Carried, Machine};
 use crate::names::Names;
 use crate::plans::Next;
+use crate::probes::Probes;
 use crate::report::{ErrorEvent, Input, Query, Stats, Status};
 use crate::reporter::Reporter;
 use crate::store::{Changed, Store};
@@ -72,6 +74,8 @@ pub struct Agent<B, H> {
     clock: Clock,
     facts: Facts,
     names: Names,
+    health: Health,
+    probes: Probes,
     backoff: Backoff,
     planner: Option<Planner>,
     /// Names or the machine are others than they were for the last plan.
@@ -87,6 +91,7 @@ enum Wake {
     Event(Option<Event>),
     Host(HostEvent),
     Names(Vec<(String, Option<Vec<IpAddr>>)>),
+    Answered(Arc<str>, IpAddr),
     Written(Result<(), BackendError>, ErrorEvent),
     Query(Query),
     Resync,
@@ -111,6 +116,8 @@ impl<B: Backend, H: Host> Agent<B, H> {
             clock: Clock::default(),
             facts: Facts::default(),
             names: Names::default(),
+            health: Health::default(),
+            probes: Probes::default(),
             backoff: Backoff::default(),
             planner: None,
             new_facts: true,
@@ -151,6 +158,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 event = events.recv() => Wake::Event(event),
                 changed = self.machine.changed(), if self.machine.listens() => Wake::Host(changed),
                 found = self.names.found() => Wake::Names(found),
+                (node, address) = self.probes.answered() => Wake::Answered(node, address),
                 (result, event) = self.write.finished() => Wake::Written(result, event),
                 Some(query) = self.queries.recv() => Wake::Query(query),
                 _ = resync.tick() => Wake::Resync,
@@ -175,6 +183,10 @@ impl<B: Backend, H: Host> Agent<B, H> {
                     }
                     due |= self.new_facts;
                 }
+                Wake::Answered(node, address) => {
+                    let news = self.health.answered(&node, address, Instant::now());
+                    due |= self.reporter.health(news, &self.stats);
+                }
                 Wake::Written(result, event) => {
                     due |= self.written(result, event);
                     due |= self.write.again();
@@ -186,7 +198,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
                 }
                 Wake::Timer => due |= self.write.check_in_due() || self.backoff.is_due(),
             }
-            due |= self.machine.take_due();
+            due |= self.machine.take_due() | self.ask();
         }
         watching.abort();
         if self.settings.clean_up {
@@ -237,6 +249,25 @@ impl<B: Backend, H: Host> Agent<B, H> {
         gone
     }
 
+    /// Asks the nodes whose turn it is whether they answer. Tells whether there is something to report.
+    fn ask(&mut self) -> bool {
+        let (questions, news) = self.health.due(Instant::now());
+        for (node, address) in questions {
+            self.probes.ask(node, address, self.machine.probe(address));
+        }
+        self.reporter.health(news, &self.stats)
+    }
+
+    /// Looks after the nodes that a plan names.
+    fn look_after(&mut self, plan: &Plan) {
+        let now = Instant::now();
+        if let Some(own) = self.store.node(&self.settings.config.hostname) {
+            self.health.restore(&own.unreachable, now);
+        }
+        let watches = plan.mesh.as_ref().map_or(&[][..], |mesh| &mesh.topology.watches);
+        self.health.follow(watches, |name| self.store.node(name).is_some(), now);
+    }
+
     /// Answers a question; who asked may be gone. Tells whether a plan may come out differently.
     fn answer(&mut self, query: Query) -> bool {
         match query {
@@ -271,7 +302,7 @@ impl<B: Backend, H: Host> Agent<B, H> {
         // Without a Node of ours there is nothing to renew, and nothing to wake up for.
         let own = self.store.synced() && self.store.node_object(&self.settings.config.hostname).is_some();
         let check_in = if own { self.write.next_check_in() } else { None };
-        [expiry, check_in, self.backoff.retry_at(), self.machine.next()]
+        [expiry, check_in, self.backoff.retry_at(), self.machine.next(), self.health.next()]
             .into_iter()
             .flatten()
             .min()
@@ -294,6 +325,10 @@ impl<B: Backend, H: Host> Agent<B, H> {
         let programmed = &mut self.facts.host.programmed;
         let carried = self.machine.carry_out(&next, programmed, &self.stats, errors).await;
         let plan = next.planner.plan();
+        if next.touched.is_none() {
+            self.look_after(plan);
+            self.reporter.leaders(plan, &self.stats);
+        }
         self.write_node(plan);
         self.stats.reconciled(started.elapsed());
         let retry_in = self.retry_in(&carried);
@@ -332,8 +367,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
     fn write_node(&mut self, plan: &Plan) {
         let name = &self.settings.config.hostname;
         let Some(object) = self.store.node_object(name) else { return };
+        let ours = (self.settings.config.leader_failover, &*self.health.text());
         let (patch, event) =
-            annotations::patch(&object.metadata.annotations, &plan.annotations, &plan.withdrawn);
+            annotations::patch(&object.metadata.annotations, &plan.annotations, &plan.withdrawn, ours);
         let Some(event) = event.or_else(|| self.write.check_in_due().then_some(ErrorEvent::CheckIn)) else {
             return;
         };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use kilo_mesh::{MARKER, PREFIX};
+use kilo_mesh::{LeaderFailover, MARKER, PREFIX, UNREACHABLE};
 use tokio::task::JoinHandle;
 
 use crate::backoff::Backoff;
@@ -17,7 +17,7 @@ pub const CHECK_IN: Duration = Duration::from_secs(30);
 /// How soon it is renewed when somebody waits for its echo.
 const HURRIED: Duration = Duration::from_secs(5);
 /// The annotations that a graceful stop removes: upstream's, and those that upstream does not know.
-const REMOVED: [&str; 8] = [
+const REMOVED: [&str; 9] = [
     "endpoint",
     "internal-ip",
     "key",
@@ -26,15 +26,17 @@ const REMOVED: [&str; 8] = [
     "discovered-endpoints",
     "granularity",
     MARKER,
+    UNREACHABLE,
 ];
 
 /// What of `wanted` differs from what is there, time included, what of `withdrawn` is there, and the event it is
 /// written for: `None` when only the time differs. `{}` and an empty text both say that there is nothing. With
-/// the time goes the marker of our check-ins.
+/// the time goes the marker of our check-ins; `reports` are the nodes that are found unreachable.
 pub(crate) fn patch(
     have: &BTreeMap<String, String>,
     wanted: &BTreeMap<String, String>,
     withdrawn: &[String],
+    (failover, reports): (LeaderFailover, &str),
 ) -> (NodePatch, Option<ErrorEvent>) {
     let none = |text: Option<&String>| text.is_none_or(|t| t.is_empty() || t == "{}");
     let changed = |key: &String, value: &String| match have.get(key) {
@@ -47,9 +49,13 @@ pub(crate) fn patch(
         .map(|(key, value)| (key.clone(), Some(value.clone())))
         .collect();
     patch.extend(withdrawn.iter().filter(|key| have.contains_key(*key)).map(|key| (key.clone(), None)));
+    let unreachable = format!("{PREFIX}{UNREACHABLE}");
+    if reports != have.get(&unreachable).map_or("", String::as_str) {
+        patch.insert(unreachable, (!reports.is_empty()).then(|| reports.to_owned()));
+    }
     let event = patch.keys().any(|key| *key != last_seen()).then_some(ErrorEvent::Local);
     if let Some(Some(time)) = patch.get(&last_seen()) {
-        let marker = kilo_mesh::marker(time);
+        let marker = kilo_mesh::marker(time, failover);
         patch.insert(format!("{PREFIX}{MARKER}"), Some(marker));
     }
     (patch, event)
@@ -174,14 +180,20 @@ impl fmt::Debug for Write {
 mod tests {
     use super::*;
 
+    const DATA_PATH: (LeaderFailover, &str) = (LeaderFailover::DataPath, "");
+
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(k, v)| (format!("{PREFIX}{k}"), (*v).to_owned())).collect()
     }
 
     #[test]
     fn time_alone_is_no_reason_to_write() {
-        let (patch, event) =
-            patch(&map(&[("key", "k"), ("last-seen", "1")]), &map(&[("key", "k"), ("last-seen", "2")]), &[]);
+        let (patch, event) = patch(
+            &map(&[("key", "k"), ("last-seen", "1")]),
+            &map(&[("key", "k"), ("last-seen", "2")]),
+            &[],
+            DATA_PATH,
+        );
         let keys: Vec<_> = patch.keys().map(|k| k.trim_start_matches(PREFIX)).collect();
         assert_eq!(keys, ["agent", "last-seen"], "the marker comes along");
         assert_eq!(event, None);
@@ -193,26 +205,41 @@ mod tests {
             &map(&[("wireguard-ip", ""), ("discovered-endpoints", ""), ("last-seen", "1")]),
             &map(&[("wireguard-ip", "10.4.0.1/16"), ("discovered-endpoints", "{}"), ("last-seen", "2")]),
             &[],
+            DATA_PATH,
         );
         let keys: Vec<_> = patch.keys().map(|k| k.trim_start_matches(PREFIX)).collect();
         assert_eq!(keys, ["agent", "last-seen", "wireguard-ip"]);
-        assert_eq!(patch["kilo.squat.ai/agent"], Some(kilo_mesh::marker("2")));
+        assert_eq!(patch["kilo.squat.ai/agent"], Some(kilo_mesh::marker("2", DATA_PATH.0)));
         assert_eq!(event, Some(ErrorEvent::Local));
     }
 
     #[test]
+    fn reports_are_written_at_once_and_removed_when_there_are_none() {
+        let reports = |have: &[(&str, &str)], reports| {
+            let (patch, event) =
+                patch(&map(have), &map(&[("last-seen", "2")]), &[], (LeaderFailover::DataPath, reports));
+            (patch.get("kilo.squat.ai/unreachable").cloned(), event)
+        };
+        let local = Some(ErrorEvent::Local);
+        assert_eq!(reports(&[], "a,b"), (Some(Some("a,b".to_owned())), local));
+        assert_eq!(reports(&[("unreachable", "a,b")], "a,b"), (None, None));
+        assert_eq!(reports(&[("unreachable", "a,b")], ""), (Some(None), local));
+        assert_eq!(reports(&[], ""), (None, None));
+    }
+
+    #[test]
     fn an_absent_annotation_is_written_even_when_empty() {
-        assert_eq!(patch(&map(&[]), &map(&[("cni-compatibility-ip", "")]), &[]).0.len(), 1);
+        assert_eq!(patch(&map(&[]), &map(&[("cni-compatibility-ip", "")]), &[], DATA_PATH).0.len(), 1);
     }
 
     #[test]
     fn a_withdrawn_annotation_is_removed_once() {
         let gone = [format!("{PREFIX}cilium-internal-ip")];
         let have = map(&[("cilium-internal-ip", "10.0.1.7"), ("last-seen", "1")]);
-        let (removal, event) = patch(&have, &map(&[("last-seen", "1")]), &gone);
+        let (removal, event) = patch(&have, &map(&[("last-seen", "1")]), &gone, DATA_PATH);
         assert_eq!(removal.into_iter().collect::<Vec<_>>(), [(gone[0].clone(), None)]);
         assert_eq!(event, Some(ErrorEvent::Local));
-        assert_eq!(patch(&map(&[]), &map(&[]), &gone), (NodePatch::new(), None));
+        assert_eq!(patch(&map(&[]), &map(&[]), &gone, DATA_PATH), (NodePatch::new(), None));
     }
 
     #[test]

@@ -88,4 +88,7 @@ pub trait Host: Send + 'static {
 
     /// Resolves a name, IPv4 first; `None` when it does not exist or nobody answers.
     fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static;
+
+    /// Asks an address whether it is there, by one ICMP echo; whether it answers within two seconds.
+    fn probe(&self, target: IpAddr) -> impl Future<Output = bool> + Send + 'static;
 }

@@ -115,6 +115,11 @@ impl<H: Host> Machine<H> {
         self.host.resolve(name)
     }
 
+    /// Asks an address whether it is there.
+    pub(crate) fn probe(&self, address: IpAddr) -> impl Future<Output = bool> + Send + 'static {
+        self.host.probe(address)
+    }
+
     /// Reads everything. What fails leaves what it would have told unknown.
     pub(crate) async fn read(&mut self, facts: &mut HostFacts) -> Vec<HostError> {
         let started = Instant::now();

@@ -44,6 +44,8 @@ pub struct Summary {
     pub peers: usize,
     /// This node leads its segment.
     pub leader: bool,
+    /// How many nodes do not lead because others report them.
+    pub deposed: usize,
 }
 
 impl From<&Plan> for Summary {
@@ -55,6 +57,7 @@ impl From<&Plan> for Summary {
             nodes: plan.ready_nodes.len(),
             peers: topology.map_or(0, |topology| topology.peers.len()),
             leader: topology.is_some_and(|topology| topology.leader),
+            deposed: topology.map_or(0, |topology| topology.deposed.len()),
         }
     }
 }
@@ -120,6 +123,10 @@ pub struct Stats {
     pub reconciles: AtomicU64,
     /// Those of them whose plan followed single Peers; the others made a whole one.
     pub followed: AtomicU64,
+    /// Nodes that ceased to lead, or to come next, because others report them.
+    pub failovers: AtomicU64,
+    /// Nodes that this node has found unreachable.
+    pub unreachable: AtomicU64,
     /// Errors by event.
     errors: Mutex<BTreeMap<ErrorEvent, u64>>,
     /// Operations by kind and whether they succeeded.

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kilo_mesh::{Finding, Outcome, Plan};
+use kilo_mesh::{Deposed, Finding, Outcome, Plan};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::BackendError;
 use crate::apply::chain;
+use crate::health::News;
 use crate::machine::Carried;
-use crate::report::{Status, Summary};
+use crate::report::{Stats, Status, Summary};
 use crate::store::Store;
 
 /// Tells others, each thing once.
@@ -20,12 +22,13 @@ pub(crate) struct Reporter {
     status: watch::Sender<Arc<Status>>,
     summary: Option<Summary>,
     findings: Arc<BTreeSet<Finding>>,
+    deposed: Vec<Deposed>,
 }
 
 impl Reporter {
     /// Has told nothing yet.
     pub(crate) fn new(status: watch::Sender<Arc<Status>>) -> Self {
-        Self { status, summary: None, findings: Arc::default() }
+        Self { status, summary: None, findings: Arc::default(), deposed: Vec::new() }
     }
 
     /// Tells what is wrong with objects and no longer.
@@ -64,6 +67,41 @@ impl Reporter {
             let retry_in = retry_in.map(tracing::field::debug);
             error!(%error, failed = carried.errors.len(), retry_in, "Host is not as planned");
         }
+    }
+
+    /// Tells which nodes have ceased to answer or answer again; whether there are any.
+    pub(crate) fn health(&self, news: impl IntoIterator<Item = News>, stats: &Stats) -> bool {
+        let mut any = false;
+        for news in news {
+            any = true;
+            match news {
+                News::Unreachable(node, hold) => {
+                    stats.unreachable.fetch_add(1, Ordering::Relaxed);
+                    warn!(%node, ?hold, "Node does not answer and is reported");
+                }
+                News::Reachable(node) => info!(%node, "Report on a node is taken back"),
+            }
+        }
+        any
+    }
+
+    /// Tells who has ceased to lead because of reports, and who may lead again.
+    pub(crate) fn leaders(&mut self, plan: &Plan, stats: &Stats) {
+        let Some(mesh) = &plan.mesh else { return };
+        let deposed = &mesh.topology.deposed;
+        if *deposed == self.deposed {
+            return;
+        }
+        let among = |list: &[Deposed], one: &Deposed| list.iter().any(|other| other.node == one.node);
+        for one in deposed.iter().filter(|one| !among(&self.deposed, one)) {
+            stats.failovers.fetch_add(1, Ordering::Relaxed);
+            let by = one.reported_by.join(",");
+            info!(node = %one.node, segment = %one.segment, by, "Leader is deposed");
+        }
+        for one in self.deposed.iter().filter(|one| !among(deposed, one)) {
+            info!(node = %one.node, segment = %one.segment, "Leader is restored");
+        }
+        self.deposed.clone_from(deposed);
     }
 
     /// Tells how writing our own Node ended.

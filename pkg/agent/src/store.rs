@@ -302,6 +302,11 @@ impl Store {
         self.changes.take()
     }
 
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name).map(|e| &e.translated)
+    }
+
     /// The object of a node.
     pub fn node_object(&self, name: &str) -> Option<&NodeObject> {
         self.nodes.get(name).map(|e| &e.object)

@@ -17,6 +17,7 @@ use crate::netlink::culprit::Thing;
 use crate::netlink::monitor::{Interest, Monitor};
 use crate::netlink::route::KernelRoute;
 use crate::netlink::socket::Socket;
+use crate::probe::answers;
 use crate::resolve::{ENDPOINT, resolve};
 use crate::watch::FileWatch;
 use crate::wireguard::{WireGuard, WireGuardConfig};
@@ -199,5 +200,9 @@ impl Host for LinuxHost {
 
     fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static {
         resolve(name, ENDPOINT)
+    }
+
+    fn probe(&self, target: IpAddr) -> impl Future<Output = bool> + Send + 'static {
+        answers(target)
     }
 }

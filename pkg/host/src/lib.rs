@@ -18,6 +18,7 @@ mod key;
 mod leftovers;
 mod netlink;
 mod observe;
+mod probe;
 mod resolve;
 mod sysctl;
 mod watch;

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use kilo_wireguard::PublicKey;
 
 use crate::node::OLD_CNI;
-use crate::{Config, Granularity, Node, PREFIX, parse};
+use crate::{Config, Granularity, LeaderFailover, Node, PREFIX, parse};
 
 /// The annotations that an agent writes, and upstream's do as well, without the prefix.
 pub const WRITTEN: [&str; 8] = [
@@ -22,24 +22,40 @@ pub const WRITTEN: [&str; 8] = [
     "wireguard-ip",
 ];
 
-/// The annotation that marks a check-in as one of our agent, without the prefix. Its text is our version and the
-/// very `last-seen` that is written with it: the check-ins of upstream agents, who know no marker, leave one
-/// behind that fits no longer.
+/// The annotation that marks a check-in as one of our agent, without the prefix. Its text is our version, the very
+/// `last-seen` that is written with it, and `age` where leaders are to be told by that alone: the check-ins of
+/// upstream agents, who know no marker, leave one behind that fits no longer.
 pub const MARKER: &str = "agent";
 
+/// The annotation in which an agent of ours reports nodes that it finds unreachable, without the prefix: their names
+/// with commas between them.
+pub const UNREACHABLE: &str = "unreachable";
+
+/// How many nodes one node may report.
+pub const REPORTS: usize = 64;
+
+const AGE: &str = "age";
+
 /// What an agent of ours writes into [`MARKER`] with this `last-seen`.
-pub fn marker(last_seen: &str) -> String {
-    format!("{} {last_seen}", env!("CARGO_PKG_VERSION"))
+pub fn marker(last_seen: &str, failover: LeaderFailover) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match failover {
+        LeaderFailover::DataPath => format!("{version} {last_seen}"),
+        LeaderFailover::Age => format!("{version} {last_seen} {AGE}"),
+    }
 }
 
-/// Whether a marker belongs to the check-in of this time.
-pub(crate) fn marks(marker: &str, last_seen: i64) -> bool {
-    last_seen != 0 && marker.split_once(' ').and_then(|(_, time)| parse::integer(time)) == Some(last_seen)
+/// What a marker says if it belongs to the check-in of this time. Words to come are no concern of ours.
+pub(crate) fn read_marker(marker: &str, last_seen: i64) -> Option<LeaderFailover> {
+    let mut words = marker.split(' ').skip(1);
+    let time = words.next().and_then(parse::integer);
+    let fits = last_seen != 0 && time == Some(last_seen);
+    fits.then(|| if words.any(|word| word == AGE) { LeaderFailover::Age } else { LeaderFailover::DataPath })
 }
 
 /// Kilo's annotations on a Node that an agent does not write, by full name.
 pub(crate) fn foreign(all: &BTreeMap<String, String>) -> Box<[(Box<str>, Box<str>)]> {
-    let written = |name: &str| WRITTEN.contains(&name) || name == MARKER;
+    let written = |name: &str| WRITTEN.contains(&name) || name == MARKER || name == UNREACHABLE;
     let foreign = |name: &str| name.strip_prefix(PREFIX).is_some_and(|name| !written(name));
     all.iter().filter(|(k, _)| foreign(k)).map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }
@@ -152,13 +168,17 @@ mod tests {
 
     #[test]
     fn a_marker_fits_its_own_check_in_only() {
-        let ours = marker("1767225600");
-        assert!(marks(&ours, 1_767_225_600));
-        assert!(!marks(&ours, 1_767_225_630), "somebody else has checked in since");
-        for odd in ["", "1767225600", "0.1.0", "0.1.0 ", "0.1.0 1767225600 x", "0.1.0  1767225600"] {
-            assert!(!marks(odd, 1_767_225_600), "{odd}");
+        let time = 1_767_225_600;
+        for failover in [LeaderFailover::DataPath, LeaderFailover::Age] {
+            let ours = marker("1767225600", failover);
+            assert_eq!(read_marker(&ours, time), Some(failover));
+            assert_eq!(read_marker(&ours, time + 30), None, "somebody else has checked in since");
         }
-        assert!(!marks("0.1.0 0", 0), "nobody has checked in");
+        for odd in ["", "1767225600", "0.1.0", "0.1.0 ", "0.1.0  1767225600", "0.1.0\t1767225600"] {
+            assert_eq!(read_marker(odd, time), None, "{odd}");
+        }
+        assert_eq!(read_marker("9.0 1767225600 more", time), Some(LeaderFailover::DataPath));
+        assert_eq!(read_marker("0.1.0 0", 0), None, "nobody has checked in");
     }
 
     #[test]

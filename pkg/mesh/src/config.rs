@@ -51,6 +51,17 @@ pub enum Mtu {
     Fixed(u32),
 }
 
+/// What makes the leader of a location another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaderFailover {
+    /// That others do not reach it, beside the age of its last check-in.
+    #[default]
+    DataPath,
+    /// The age of its last check-in alone, as upstream has it. One node that wants it so is enough for all.
+    Age,
+}
+
 /// The settings of one agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -87,6 +98,8 @@ pub struct Config {
     pub create_interface: bool,
     /// Seconds after which a node that has not checked in is left out; 0 for never.
     pub node_expiry: u64,
+    /// `--leader-failover`. What counts in a plan is what the nodes say.
+    pub leader_failover: LeaderFailover,
 }
 
 impl Default for Config {
@@ -108,6 +121,7 @@ impl Default for Config {
             prioritise_private_addresses: false,
             create_interface: true,
             node_expiry: 60,
+            leader_failover: LeaderFailover::default(),
         }
     }
 }

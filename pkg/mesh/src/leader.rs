@@ -1,4 +1,5 @@
-//! Who leads a segment. Every agent of a mesh elects on its own, so this is upstream's rule to the letter.
+//! Who leads a segment if nobody is reported. Every agent of a mesh elects on its own, so this is upstream's rule
+//! to the letter.
 
 use std::net::SocketAddr;
 
@@ -13,15 +14,14 @@ pub(crate) struct Candidate {
     pub(crate) endpoint: Option<SocketAddr>,
 }
 
-/// The index of the leader of these candidates, which stand in order of their names: the first volunteer
-/// with a public endpoint, else the first volunteer, else the first with a public endpoint, else the first.
-pub(crate) fn elect(candidates: &[Candidate]) -> usize {
+/// The places of these candidates, who stand in order of their names, in the order in which they come to lead:
+/// volunteers before others, and among both those with a public endpoint first.
+pub(crate) fn succession(candidates: &[Candidate]) -> Vec<usize> {
     let public = |c: &Candidate| c.endpoint.is_some_and(|e| is_public(e.ip()));
-    let first = |test: &dyn Fn(&Candidate) -> bool| candidates.iter().position(test);
-    first(&|c| c.volunteer && public(c))
-        .or_else(|| first(&|c| c.volunteer))
-        .or_else(|| first(&public))
-        .unwrap_or(0)
+    let mut places: Vec<usize> = (0..candidates.len()).collect();
+    // The sort is stable: names stay in order.
+    places.sort_by_key(|&i| (!candidates[i].volunteer, !public(&candidates[i])));
+    places
 }
 
 #[cfg(test)]
@@ -34,12 +34,14 @@ mod tests {
         let c = |volunteer, ip: &str| Candidate { volunteer, endpoint: format!("{ip}:1").parse().ok() };
         let (a, b, d, e) =
             (c(false, "10.0.0.1"), c(false, "1.1.1.1"), c(true, "10.0.0.2"), c(true, "2.2.2.2"));
-        assert_eq!(elect(&[]), 0);
-        assert_eq!(elect(&[a]), 0);
+        let elect = |candidates: &[Candidate]| succession(candidates)[0];
         assert_eq!(elect(&[a, b, b]), 1);
         assert_eq!(elect(&[a, d, e]), 2);
         assert_eq!(elect(&[a, b, b, d, e]), 4);
         assert_eq!(elect(&[a, b, d]), 2);
         assert_eq!(elect(&[Candidate { volunteer: false, endpoint: None }, a]), 0);
+        assert_eq!(succession(&[a, b, d, e, b]), [3, 2, 1, 4, 0]);
+        assert!(succession(&[]).is_empty());
+        assert_eq!(elect(&[a]), 0);
     }
 }

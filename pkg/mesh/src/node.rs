@@ -1,14 +1,14 @@
 //! A Node, translated: what its labels, annotations and pod ranges mean, whatever the time is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use kilo_wireguard::{Endpoint, PublicKey};
 
-use crate::annotations::MARKER;
-use crate::{Finding, Granularity, NodeObject, PREFIX, annotations, parse};
+use crate::annotations::{MARKER, REPORTS, UNREACHABLE};
+use crate::{Finding, Granularity, LeaderFailover, NodeObject, PREFIX, annotations, parse};
 
 /// The annotation of Kilo's forks up to 0.8 for the address inside Cilium, without the prefix.
 pub(crate) const OLD_CNI: &str = "cilium-internal-ip";
@@ -32,8 +32,11 @@ pub struct Node {
     pub old_cni_annotation: bool,
     /// When it last checked in, in seconds since 1970 (UTC); 0 for never.
     pub last_seen: i64,
-    /// It runs an agent of ours: its last check-in carries our marker.
-    pub ours: bool,
+    /// It runs an agent of ours, whose last check-in carries our marker, and this is what its agent is told
+    /// about leaders; `None` with an agent of upstream.
+    pub ours: Option<LeaderFailover>,
+    /// The nodes that it finds unreachable, sorted.
+    pub unreachable: Box<[Arc<str>]>,
     /// It takes part whatever `last_seen` says, because nobody could have heard of a later check-in. No object
     /// says this: it is up to the agent.
     pub held: bool,
@@ -132,6 +135,16 @@ impl<'a> Reader<'a> {
         nets.into()
     }
 
+    fn unreachable(&mut self) -> Box<[Arc<str>]> {
+        let Some(text) = self.get(UNREACHABLE) else { return Box::default() };
+        let names = || text.split(',').filter(|name| !name.is_empty());
+        if names().nth(REPORTS).is_some() {
+            self.report(UNREACHABLE, text, format!("more than {REPORTS} nodes; the rest is left out"));
+        }
+        let names: BTreeSet<&str> = names().take(REPORTS).collect();
+        names.into_iter().map(Arc::from).collect()
+    }
+
     fn discovered(&mut self) -> BTreeMap<PublicKey, SocketAddr> {
         let name = "discovered-endpoints";
         let Some(text) = self.get(name).filter(|s| !s.is_empty()) else { return BTreeMap::new() };
@@ -189,7 +202,8 @@ impl Node {
             cni_compatibility_ip: r.cni_compatibility_ip(),
             old_cni_annotation: r.get(OLD_CNI).is_some() && r.get("cni-compatibility-ip").is_none(),
             last_seen,
-            ours: r.get(MARKER).is_some_and(|text| annotations::marks(text, last_seen)),
+            ours: r.get(MARKER).and_then(|text| annotations::read_marker(text, last_seen)),
+            unreachable: r.unreachable(),
             held: false,
             leader: r.get("leader").is_some(),
             location: r.get("location").or(label).unwrap_or_default().into(),

@@ -9,7 +9,8 @@ use kilo_wireguard::PublicKey;
 
 use crate::claims::Claims;
 use crate::endpoint::{resolve, unresolved};
-use crate::leader::{Candidate, elect};
+use crate::failover::Electorate;
+use crate::leader::{Candidate, succession};
 use crate::ranges::RangeSet;
 use crate::topology::{Member, Segment, SegmentName, Topology, TopologyError};
 use crate::{Config, Facts, Finding, Granularity, Node, PREFIX, Peer, alips, parse, peers};
@@ -123,11 +124,11 @@ impl Topology {
         let mut allocator = Allocator::new(config.subnet);
         let mut segments = Vec::with_capacity(groups.len());
         let mut members: Vec<Member> = Vec::with_capacity(list.len());
-        let mut candidates = Vec::new();
         let mut local_segment = 0;
+        let mut endpoints = Vec::with_capacity(list.len());
+        let mut orders = Vec::with_capacity(groups.len());
         for group in &groups {
-            candidates.clear();
-            let start = members.len();
+            let mut candidates = Vec::with_capacity(group.len());
             for (_, node) in *group {
                 let endpoint_addr = node.endpoint.as_ref().and_then(|e| resolve(e, facts));
                 candidates.push(Candidate { volunteer: node.leader, endpoint: endpoint_addr });
@@ -140,19 +141,27 @@ impl Topology {
                     members.push(member(node, subnet));
                 }
             }
-            let leader = elect(&candidates);
+            endpoints.extend(candidates.iter().map(|c| c.endpoint));
+            orders.push(succession(&candidates));
+        }
+        let electorate = Electorate::new(&groups, orders);
+        let (leaders, deposed) = electorate.elect();
+        let mut start = 0;
+        for (group, &leader) in groups.iter().zip(&leaders) {
+            let range = start..start + group.len();
+            start = range.end;
             let (name, node) = &group[leader];
-            if (start..members.len()).contains(&at) {
+            if range.contains(&at) {
                 local_segment = segments.len();
             }
             let Some(key) = node.key else { continue };
             segments.push(Segment {
                 name: name.clone(),
-                members: start as u32..members.len() as u32,
+                members: range.start as u32..range.end as u32,
                 leader,
                 key,
                 endpoint: node.endpoint.clone(),
-                endpoint_addr: candidates[leader].endpoint,
+                endpoint_addr: endpoints[range.start + leader],
                 persistent_keepalive: node.persistent_keepalive,
                 behind_nat: node.behind_nat,
                 wireguard_ip: allocator.next().ok_or_else(|| TopologyError::SubnetExhausted {
@@ -162,6 +171,9 @@ impl Topology {
                 allowed_location_ips: Box::default(),
             });
         }
+        let addresses: Vec<IpAddr> = segments.iter().map(|segment| segment.wireguard_ip).collect();
+        let watches = electorate.watches(nodes, local, local_segment, &leaders, &deposed, &addresses);
+        let all_ours = electorate.all_ours();
         let behind_locations = allowed_location_ips(config, &groups, &mut segments, peers, &mut findings);
 
         let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, facts);
@@ -180,7 +192,9 @@ impl Topology {
             local_segment,
             local_member: at as u32,
             leader,
-            all_ours: list.iter().all(|(_, node)| node.ours),
+            all_ours,
+            deposed,
+            watches,
             location: local.location.clone(),
             subnet: config.subnet.trunc(),
             private_ip: local.internal_ip,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kilo_wireguard::{Endpoint, PresharedKey, PublicKey};
 
+use crate::failover::{Deposed, Watch};
 use crate::parse;
 
 /// The name of a segment: `location:` and a location, or `node:` and the name of its only node. In this
@@ -111,6 +112,10 @@ pub struct Topology {
     pub leader: bool,
     /// All nodes that take part run agents of ours.
     pub all_ours: bool,
+    /// The nodes that do not lead because others report them.
+    pub deposed: Vec<Deposed>,
+    /// The nodes that the local agent is to look after, by name.
+    pub watches: Vec<Watch>,
     /// The WireGuard subnet, without host bits.
     pub subnet: IpNet,
     /// The local node's private address and network.

@@ -1,6 +1,6 @@
 //! A machine in memory: it has state, carries operations out as the model says, and fails when told to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +24,10 @@ pub struct Machine {
     pub fail: BTreeMap<&'static str, u64>,
     /// Names that resolve.
     pub dns: BTreeMap<String, Vec<IpAddr>>,
+    /// Addresses that do not answer; all others do.
+    pub silent: BTreeSet<IpAddr>,
+    /// Every address that was asked, in order.
+    pub probed: Vec<IpAddr>,
     /// The agent has let go.
     pub closed: bool,
     events: Vec<HostEvent>,
@@ -105,5 +109,14 @@ impl Host for FakeHost {
     fn resolve(&self, name: String) -> impl Future<Output = Option<Vec<IpAddr>>> + Send + 'static {
         let found = self.machine().dns.get(&name).cloned();
         async move { found }
+    }
+
+    fn probe(&self, target: IpAddr) -> impl Future<Output = bool> + Send + 'static {
+        let answers = {
+            let mut machine = self.machine();
+            machine.probed.push(target);
+            !machine.silent.contains(&target)
+        };
+        async move { answers }
     }
 }

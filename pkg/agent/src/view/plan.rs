@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use kilo_mesh::{
-    Config, Facts, Finding, Firewall, Interfaces, Mesh, MtuDecision, Node, NodeObject, Outcome, Peer,
-    PeerObject, Plan, Segment, Topology,
+    Config, Deposed, Facts, Finding, Firewall, Interfaces, Mesh, MtuDecision, Node, NodeObject, Outcome,
+    Peer, PeerObject, Plan, Segment, Topology, Watch,
 };
 use kilo_state::{Dev, MAIN_TABLE, Route, Rule};
 use kilo_wireguard::{Conf, Endpoint, PublicKey};
@@ -80,6 +80,12 @@ pub struct MeshView {
     pub discovered_endpoints: BTreeMap<PublicKey, SocketAddr>,
     /// All segments, in the order of the topology.
     pub segments: Vec<SegmentView>,
+    /// Nodes that do not lead because others report them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deposed: Vec<Deposed>,
+    /// Nodes that this node looks after.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<Watch>,
     /// The peers that take part, by name.
     pub peers: Vec<MeshPeerView>,
     /// The WireGuard configuration; a leader applies it.
@@ -290,6 +296,8 @@ impl MeshView {
             nat_endpoints: plan.nat_endpoints.clone(),
             discovered_endpoints: topology.discovered_endpoints.clone(),
             segments: topology.segments.iter().map(|segment| SegmentView::new(topology, segment)).collect(),
+            deposed: topology.deposed.clone(),
+            watches: topology.watches.clone(),
             peers: topology
                 .peers
                 .iter()

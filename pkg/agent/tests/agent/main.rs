@@ -3,6 +3,7 @@
 
 mod world;
 
+mod failover;
 mod own_node;
 mod random;
 mod restart;

@@ -19,10 +19,10 @@ async fn a_fresh_node_is_set_up_and_writes_itself() {
     assert_eq!(get("internal-ip"), "10.0.1.1/24");
     assert_eq!(get("granularity"), "location");
     // Each check-in says whose it is.
-    assert_eq!(get("agent"), kilo_mesh::marker(&get("last-seen")));
+    assert_eq!(get("agent"), kilo_mesh::marker(&get("last-seen"), Default::default()));
     for (_, patch) in &world.backend.cluster().patches {
         let of = |k: &str| patch.get(&format!("kilo.squat.ai/{k}")).cloned().flatten();
-        assert_eq!(of("agent"), of("last-seen").map(|time| kilo_mesh::marker(&time)));
+        assert_eq!(of("agent"), of("last-seen").map(|time| kilo_mesh::marker(&time, Default::default())));
     }
     let routes: Vec<_> =
         world.host.machine().observed.routes.iter().map(|r| r.route.dst.to_string()).collect();
