@@ -14,6 +14,15 @@ use crate::ranges::RangeSet;
 use crate::topology::MeshPeer;
 use crate::{Facts, Finding, Node, Peer, order};
 
+/// Which of several Peers has the range that they all name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precedence {
+    /// The first by name, as upstream agents have it.
+    Name,
+    /// The oldest; of equally old ones the first by name.
+    Age,
+}
+
 /// The Peers of a topology.
 pub(crate) struct Chosen {
     pub(crate) peers: Vec<MeshPeer>,
@@ -22,14 +31,18 @@ pub(crate) struct Chosen {
     pub(crate) claims: Claims,
 }
 
+/// What sorts Peers by age, the oldest first. One whose age is not known counts as young.
+fn age(peer: &Peer) -> (bool, Option<&str>) {
+    (peer.created.is_none(), peer.created.as_deref())
+}
+
 /// Drops all but one of the Peers with the same key: the oldest stays, of equally old ones the first by
-/// name. One whose age is not known counts as young. The answer is all keys there are, sorted.
-fn one_for_each_key<'a>(
-    peers: &mut Vec<&'a Peer>,
+/// name. The answer is all keys there are, sorted.
+fn one_for_each_key(
+    peers: &mut Vec<&Peer>,
     of_nodes: &[&PublicKey],
     findings: &mut Vec<Finding>,
 ) -> Vec<PublicKey> {
-    let age = |p: &'a Peer| (p.created.is_none(), &p.created);
     // Nodes come before Peers, and ready Peers have keys.
     let nodes = of_nodes.len();
     let keys: Vec<&PublicKey> =
@@ -65,27 +78,34 @@ fn one_for_each_key<'a>(
     order.into_iter().map(|i| *keys[i as usize]).collect()
 }
 
-/// For each range of each Peer, in order, whether the Peer keeps it: not if an earlier one has it, and not if
-/// a node does. Beside it all the ranges, sorted, each once for each Peer that names it.
+/// For each range of each Peer, in order, whether the Peer keeps it: not if one that comes before it has it, and not
+/// if a node does. Beside it all the ranges, sorted, each once for each Peer that names it.
 fn kept(
     all: &[(IpNet, u32)],
     owned: &Owned,
     peers: &[&Peer],
+    precedence: Precedence,
     findings: &mut Vec<Finding>,
 ) -> (Vec<bool>, Vec<IpNet>) {
+    let peer_of = |i: u32| peers[all[i as usize].1 as usize];
     let order = order::of_nets(all.iter().map(|(net, _)| *net));
     let mut keep = vec![true; all.len()];
     let mut claimed = Vec::with_capacity(all.len());
     for group in order.chunk_by(|&a, &b| all[a as usize].0 == all[b as usize].0) {
-        let (net, owner) = all[group[0] as usize];
+        let first = match precedence {
+            // Places in the list go by name.
+            Precedence::Name => None,
+            Precedence::Age => group.iter().copied().min_by_key(|&i| (age(peer_of(i)), i)),
+        };
+        let first = first.unwrap_or(group[0]);
+        let (net, owner) = all[first as usize];
         let of_node = owned.has(net);
         // Of equal ranges those of one Peer stand together.
         let peers_of_it = group.chunk_by(|&a, &b| all[a as usize].1 == all[b as usize].1).count();
         claimed.extend(std::iter::repeat_n(net, peers_of_it));
-        let lost = if of_node { group } else { &group[1..] };
-        for &i in lost {
+        for &i in group.iter().filter(|&&i| of_node || i != first) {
             keep[i as usize] = false;
-            let peer = peers[all[i as usize].1 as usize];
+            let peer = peer_of(i);
             if of_node || all[i as usize].1 != owner {
                 let whose = if of_node {
                     "it belongs to a node".to_owned()
@@ -107,6 +127,7 @@ pub(crate) fn choose(
     segments: usize,
     nodes: &[&Node],
     peers: &[&Peer],
+    precedence: Precedence,
     facts: &Facts,
 ) -> Chosen {
     let mut findings = Vec::new();
@@ -118,7 +139,7 @@ pub(crate) fn choose(
 
     let all: Vec<(IpNet, u32)> =
         (0..).zip(&ready).flat_map(|(i, p)| p.allowed_ips.iter().map(move |n| (n.trunc(), i))).collect();
-    let (keep, claimed) = kept(&all, &owned, &ready, &mut findings);
+    let (keep, claimed) = kept(&all, &owned, &ready, precedence, &mut findings);
     let mut keep = keep.into_iter();
     let mut all = all.into_iter();
     let mut chosen = Vec::with_capacity(ready.len());

@@ -11,6 +11,7 @@ use crate::claims::Claims;
 use crate::endpoint::{resolve, unresolved};
 use crate::failover::Electorate;
 use crate::leader::{Candidate, succession};
+use crate::peers::Precedence;
 use crate::ranges::RangeSet;
 use crate::topology::{Member, Segment, SegmentName, Topology, TopologyError};
 use crate::{Config, Facts, Finding, Granularity, Node, PREFIX, Peer, alips, parse, peers};
@@ -176,7 +177,8 @@ impl Topology {
         let all_ours = electorate.all_ours();
         let behind_locations = allowed_location_ips(config, &groups, &mut segments, peers, &mut findings);
 
-        let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, facts);
+        let precedence = if all_ours { Precedence::Age } else { Precedence::Name };
+        let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, precedence, facts);
         findings.extend(chosen.findings);
         let seen_by_others = seen_by_others(local, &list);
         // The local node's own view comes first.

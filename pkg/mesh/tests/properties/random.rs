@@ -1,8 +1,8 @@
 //! Random settings, objects and facts out of few keys, names and addresses, so that they meet.
 
 use kilo_mesh::{
-    Compatibility, Config, DeviceFact, Encapsulate, Facts, Granularity, HostFacts, Metadata, Node,
-    NodeObject, NodeSpec, PREFIX, Peer, PeerEndpoint, PeerObject, PeerSpec, Plan, plan,
+    Compatibility, Config, DeviceFact, Encapsulate, Facts, Granularity, HostFacts, LeaderFailover, MARKER,
+    Metadata, Node, NodeObject, NodeSpec, PREFIX, Peer, PeerEndpoint, PeerObject, PeerSpec, Plan, plan,
 };
 use kilo_wireguard::PublicKey;
 use proptest::prelude::*;
@@ -167,7 +167,20 @@ pub fn facts() -> impl Strategy<Value = Facts> {
 pub fn objects() -> impl Strategy<Value = (Vec<NodeObject>, Vec<PeerObject>)> {
     let nodes = (1..6_usize).prop_flat_map(|n| (0..n).map(node).collect::<Vec<_>>());
     let peers = (0..6_usize).prop_flat_map(|n| (0..n).map(peer).collect::<Vec<_>>());
-    (nodes, peers)
+    (nodes, peers, any::<bool>()).prop_map(|(mut nodes, peers, ours)| {
+        if ours {
+            nodes.iter_mut().for_each(mark);
+        }
+        (nodes, peers)
+    })
+}
+
+/// Lets the node run an agent of ours.
+pub fn mark(node: &mut NodeObject) {
+    let annotations = &mut node.metadata.annotations;
+    if let Some(time) = annotations.get(&format!("{PREFIX}last-seen")) {
+        annotations.insert(format!("{PREFIX}{MARKER}"), kilo_mesh::marker(time, LeaderFailover::DataPath));
+    }
 }
 
 pub fn make(config: &Config, nodes: &[Node], peers: &[Peer], facts: &Facts) -> Plan {
