@@ -27,7 +27,7 @@ const QUIET: Duration = Duration::from_millis(200);
 /// How often that is looked at.
 const LOOKS: u32 = 20;
 /// How long that may take.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What an agent does while it is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 mod machine;
 
 kilo_e2e::test_files! {
+    crash,
     lane,
     mesh_drift,
     mesh_ipip,
