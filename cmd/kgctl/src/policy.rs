@@ -70,8 +70,12 @@ fn why(row: &Row<'_, '_>, to: &mut impl Write) -> io::Result<()> {
         verdict.as_ref().filter(|v| v.allowed == allowed).map(|v| v.because.to_string())
     };
     let ends = [("egress", said(&row.connection.egress)), ("ingress", said(&row.connection.ingress))];
-    let said = ends.into_iter().filter_map(|(end, said)| said.map(|said| format!("{end}: {said}")));
-    write!(to, "{}", said.collect::<Vec<_>>().join("; "))
+    let said: Vec<_> =
+        ends.into_iter().filter_map(|(end, said)| said.map(|said| format!("{end}: {said}"))).collect();
+    if said.is_empty() {
+        return write!(to, "no policy applies");
+    }
+    write!(to, "{}", said.join("; "))
 }
 
 /// One object whose rows stand on a line each, so that it can be read by line as well.

@@ -5,5 +5,6 @@ mod bugs;
 mod cluster;
 mod common;
 mod plan;
+mod policy;
 mod show;
 mod usage;
