@@ -11,6 +11,7 @@ kilo_e2e::test_files! {
     mesh_crowd,
     mesh_outage,
     mesh_drift,
+    mesh_failover,
     mesh_ipv6,
     mesh_place,
     runner,

@@ -10,6 +10,7 @@
 
 mod agent;
 mod device;
+mod failures;
 mod kernel;
 mod messages;
 mod place;
@@ -21,6 +22,7 @@ mod whole;
 
 pub use agent::Agent;
 pub use device::{Crowd, crowd_address, helper, stranger};
+pub use failures::{Cable, leader};
 pub use kernel::differences;
 pub use messages::Messages;
 pub use place::{Node, Place};

@@ -15,6 +15,8 @@ pub struct Node {
     pub name: String,
     /// `topology.kubernetes.io/region`.
     pub location: &'static str,
+    /// The namespace of its location's switch.
+    pub(super) switch: &'static str,
     /// Behind NAT: others cannot call it, so it keeps its sessions alive.
     pub behind_nat: bool,
     /// The range of its pods.
@@ -206,6 +208,7 @@ impl Place {
             nodes.push(Node {
                 name: plot.name.to_owned(),
                 location: plot.location,
+                switch: plot.location,
                 behind_nat: public.is_none(),
                 pod_cidr,
                 private: private.addr(),

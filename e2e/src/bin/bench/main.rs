@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a program that shows something")]
 
+mod failover;
 mod figures;
 mod idle;
 mod one_peer;
@@ -60,6 +61,7 @@ fn measurements() -> Vec<Measurement> {
     all.push(Measurement { name: "idle/alone".into(), namespaces: true, run: Box::new(idle::alone) });
     let run = Box::new(idle::built_in);
     all.push(Measurement { name: "idle/built-in-wireguard".into(), namespaces: true, run });
+    all.push(Measurement { name: "failover".into(), namespaces: true, run: Box::new(failover::measure) });
     all.push(Measurement { name: "size".into(), namespaces: false, run: Box::new(process::sizes) });
     all.push(Measurement { name: "tunnel".into(), namespaces: true, run: Box::new(tunnel::measure) });
     all
