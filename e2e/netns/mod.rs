@@ -2,6 +2,7 @@
 
 kilo_e2e::test_files! {
     crash,
+    hostile,
     host_device,
     host_firewall,
     host_lab,

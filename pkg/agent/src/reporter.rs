@@ -16,6 +16,9 @@ use crate::machine::Carried;
 use crate::report::{Stats, Status, Summary};
 use crate::store::Store;
 
+/// Lines of the log about what is new or settled about one object: one object with thousands of faults shall not fill it.
+const LINES: usize = 8;
+
 /// Tells others, each thing once.
 #[derive(Debug)]
 pub(crate) struct Reporter {
@@ -33,10 +36,24 @@ impl Reporter {
 
     /// Tells what is wrong with objects and no longer.
     pub(crate) fn findings(&mut self, findings: BTreeSet<Finding>) {
+        // They are in the order of their objects.
+        let mut told = ("", 0);
         for finding in findings.difference(&self.findings) {
+            told = (&finding.object, if told.0 == finding.object { told.1 + 1 } else { 1 });
+            if told.1 > LINES {
+                if told.1 == LINES + 1 {
+                    warn!(object = %finding.object, "There are more findings, which /plan lists");
+                }
+                continue;
+            }
             warn!(object = %finding.object, field = %finding.field, value = %finding.value, reason = %finding.reason, "Finding");
         }
+        let mut told = ("", 0);
         for finding in self.findings.difference(&findings) {
+            told = (&finding.object, if told.0 == finding.object { told.1 + 1 } else { 1 });
+            if told.1 > LINES {
+                continue;
+            }
             info!(object = %finding.object, field = %finding.field, "Finding is settled");
         }
         if findings != *self.findings {

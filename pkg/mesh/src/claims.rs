@@ -9,25 +9,32 @@ use kilo_wireguard::PublicKey;
 use crate::ranges::RangeSet;
 use crate::{Node, Peer, parse};
 
-/// What nodes have, which no Peer may claim. Nodes that are not ready count: they may be back at any time.
+/// What nodes and services have, which no Peer may claim. Nodes that are not ready count: they may be back at any time.
 #[derive(Clone, Debug)]
 pub(crate) struct Owned {
     ranges: RangeSet,
+    services: RangeSet,
     pool: IpNet,
     segments: u128,
 }
 
 impl Owned {
-    pub(crate) fn new(pool: IpNet, segments: usize, nodes: &[&Node]) -> Self {
+    pub(crate) fn new(pool: IpNet, segments: usize, nodes: &[&Node], services: &[IpNet]) -> Self {
         let private = |n: &Node| n.internal_ip.map(|ip| parse::one(ip.addr()));
         let ranges = RangeSet::new(nodes.iter().flat_map(|n| n.subnets().chain(private(n))));
-        Self { ranges, pool, segments: segments as u128 }
+        let services = RangeSet::new(services.iter().copied());
+        Self { ranges, services, pool, segments: segments as u128 }
     }
 
-    /// Whether the range lies within one that a node has. One that only contains such ranges may stay: the
+    /// Whether the range lies within one that a node or services have. One that only contains such ranges may stay: the
     /// longer prefix wins.
     pub(crate) fn has(&self, net: IpNet) -> bool {
-        self.is_wireguard_ip(net) || self.ranges.holds(net)
+        self.is_wireguard_ip(net) || self.ranges.holds(net) || self.services.holds(net)
+    }
+
+    /// Whose such a range is.
+    pub(crate) fn whose(&self, net: IpNet) -> &'static str {
+        if self.is_wireguard_ip(net) || self.ranges.holds(net) { "a node" } else { "services" }
     }
 
     fn is_wireguard_ip(&self, net: IpNet) -> bool {

@@ -12,7 +12,7 @@ use crate::claims::{Claims, Owned};
 use crate::endpoint::{resolve, unresolved};
 use crate::ranges::RangeSet;
 use crate::topology::MeshPeer;
-use crate::{Facts, Finding, Node, Peer, order};
+use crate::{Config, Facts, Finding, Node, Peer, order};
 
 /// Which of several Peers has the range that they all name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ fn kept(
             let peer = peer_of(i);
             if of_node || all[i as usize].1 != owner {
                 let whose = if of_node {
-                    "it belongs to a node".to_owned()
+                    format!("it belongs to {}", owned.whose(net))
                 } else {
                     format!("Peer/{} has it already", peers[owner as usize].name)
                 };
@@ -123,7 +123,7 @@ fn kept(
 
 /// Chooses from all Peers, in any order, those that take part.
 pub(crate) fn choose(
-    pool: IpNet,
+    config: &Config,
     segments: usize,
     nodes: &[&Node],
     peers: &[&Peer],
@@ -131,7 +131,7 @@ pub(crate) fn choose(
     facts: &Facts,
 ) -> Chosen {
     let mut findings = Vec::new();
-    let owned = Owned::new(pool, segments, nodes);
+    let owned = Owned::new(config.subnet, segments, nodes, &config.service_cidrs);
     let mut ready: Vec<&Peer> = peers.iter().copied().filter(|p| p.ready()).collect();
     ready.sort_by(|a, b| a.name.cmp(&b.name));
     let of_nodes: Vec<&PublicKey> = nodes.iter().filter_map(|n| n.key.as_ref()).collect();

@@ -178,7 +178,7 @@ impl Topology {
         let behind_locations = allowed_location_ips(config, &groups, &mut segments, peers, &mut findings);
 
         let precedence = if all_ours { Precedence::Age } else { Precedence::Name };
-        let chosen = peers::choose(config.subnet, segments.len(), nodes, peers, precedence, facts);
+        let chosen = peers::choose(config, segments.len(), nodes, peers, precedence, facts);
         findings.extend(chosen.findings);
         let seen_by_others = seen_by_others(local, &list);
         // The local node's own view comes first.

@@ -15,15 +15,24 @@ pub struct Finding {
     pub reason: String,
 }
 
+/// Bytes of a value that are shown: whoever writes an object shall not write our log.
+const SHOWN: usize = 200;
+
 impl Finding {
-    /// A finding on this field of this object.
+    /// A finding on this field of this object. Of a long value only the beginning is kept.
     pub fn new(
         object: impl Into<String>,
         field: impl Into<String>,
         value: impl Into<String>,
         reason: impl Into<String>,
     ) -> Self {
-        Self { object: object.into(), field: field.into(), value: value.into(), reason: reason.into() }
+        let mut value = value.into();
+        let length = value.len();
+        if length > SHOWN {
+            value.truncate(value.floor_char_boundary(SHOWN));
+            value.push_str(&format!("… ({length} bytes)"));
+        }
+        Self { object: object.into(), field: field.into(), value, reason: reason.into() }
     }
 }
 
@@ -34,5 +43,21 @@ impl std::fmt::Display for Finding {
             write!(f, " {:?}", self.value)?;
         }
         write!(f, ": {}", self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_value_is_cut_between_characters() {
+        let finding = Finding::new("Peer/a", "spec.publicKey", "ä".repeat(1 << 20), "no key");
+        assert!(
+            finding.value.len() < 2 * SHOWN && finding.value.ends_with("ä… (2097152 bytes)"),
+            "{}",
+            finding.value
+        );
+        assert_eq!(Finding::new("Peer/a", "", "ä".repeat(SHOWN / 2), "").value, "ä".repeat(SHOWN / 2));
     }
 }
