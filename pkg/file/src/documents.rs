@@ -228,12 +228,14 @@ fn flatten(origin: &str, tree: Value, implied: Option<(&str, &str)>, items: &mut
 }
 
 /// The kinds of which there are lists.
-const LISTS: [(&str, &str); 5] = [
+const LISTS: [(&str, &str); 7] = [
     ("v1", "Node"),
     (PEER_VERSION, "Peer"),
     ("v1", "Pod"),
     ("v1", "Namespace"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("v1", "Service"),
+    ("discovery.k8s.io/v1", "EndpointSlice"),
 ];
 
 /// The only version of Peers that there is.

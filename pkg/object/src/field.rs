@@ -148,6 +148,15 @@ impl<'v, 'p> Field<'v, 'p> {
         }
     }
 
+    /// The port of a protocol, from 1 to 65535.
+    ///
+    /// # Errors
+    /// When it is something else, or missing.
+    pub fn port(&self, notes: &mut Notes) -> Result<u16, Unreadable> {
+        let number = self.value.as_u64().and_then(|number| u16::try_from(number).ok()).filter(|n| *n > 0);
+        number.ok_or_else(|| self.must_be("a port from 1 to 65535", notes))
+    }
+
     /// The items of a list; none where there is none.
     ///
     /// # Errors

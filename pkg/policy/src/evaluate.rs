@@ -9,6 +9,7 @@ use crate::intern::Text;
 use crate::labels::{Labels, Selector};
 use crate::pod::{NAME_LABEL, Pod};
 use crate::policy::{Direction, Peer, Port, Protocol, Rule};
+use crate::service::Backends;
 use crate::snapshot::Snapshot;
 use crate::verdict::{Because, Connection, Verdict};
 
@@ -86,6 +87,7 @@ pub struct Evaluator<'s> {
     policies: BTreeMap<&'s str, Index<'s>>,
     /// The living pod that has an address; pods with their node's network have none of their own.
     owners: BTreeMap<IpAddr, (&'s Text, &'s Text, &'s Pod)>,
+    backends: Backends<'s>,
 }
 
 impl<'s> Evaluator<'s> {
@@ -108,7 +110,7 @@ impl<'s> Evaluator<'s> {
                 }
             }
         }
-        Self { snapshot, options, policies, owners }
+        Self { snapshot, options, policies, owners, backends: Backends::new(snapshot) }
     }
 
     /// The ends that are pods, with namespace and name, sorted by these: one for each pod and address that is its
@@ -153,6 +155,15 @@ impl<'s> Evaluator<'s> {
             None => Who::Address,
         };
         End { address, who }
+    }
+
+    /// The ends behind a port of a Service's own address, each with what it is asked for there; nothing where no
+    /// Service has this address and port. A connection that is seen before its destination was translated reaches
+    /// one of these.
+    pub fn behind(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<Vec<(End<'s>, Traffic)>> {
+        let backends = self.backends.of(address, protocol, port)?;
+        let end = |(address, port)| (self.at(address), Traffic::Port(protocol, port));
+        Some(backends.into_iter().map(end).collect())
     }
 
     /// The verdicts on a connection between two ends of one family: both must allow it.

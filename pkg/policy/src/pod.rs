@@ -154,13 +154,7 @@ fn named_port(
     notes: &mut Notes,
 ) -> Result<Option<NamedPort>, Unreadable> {
     let Some(name) = port.get("name").text(notes)?.filter(|name| !name.is_empty()) else { return Ok(None) };
-    let number = port.get("containerPort");
-    let number = number
-        .value()
-        .as_u64()
-        .and_then(|n| u16::try_from(n).ok())
-        .filter(|n| *n > 0)
-        .ok_or_else(|| number.must_be("a port from 1 to 65535", notes))?;
+    let number = port.get("containerPort").port(notes)?;
     let protocol = Protocol::read(&port.get("protocol"), notes)?;
     Ok(Some(NamedPort { name: interner.text(name), protocol, number }))
 }

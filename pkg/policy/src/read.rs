@@ -124,10 +124,6 @@ fn port(field: &Field<'_, '_>, interner: &mut Interner, notes: &mut Notes) -> Re
     field.only(&["protocol", "port", "endPort"], notes)?;
     let protocol = Protocol::read(&field.get("protocol"), notes)?;
     let (port, end) = (field.get("port"), field.get("endPort"));
-    let number = |field: &Field<'_, '_>, notes: &mut Notes| {
-        let number = field.value().as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
-        number.ok_or_else(|| field.must_be("a port from 1 to 65535", notes))
-    };
     match port.value() {
         Value::Null | Value::String(_) if !end.is_missing() => {
             Err(notes.wrong(&end, "must stand beside a port that is a number"))
@@ -137,8 +133,8 @@ fn port(field: &Field<'_, '_>, interner: &mut Interner, notes: &mut Notes) -> Re
             Ok(Port::Name(protocol, interner.text(name)))
         }
         Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {
-            let first = number(&port, notes)?;
-            let last = if end.is_missing() { first } else { number(&end, notes)? };
+            let first = port.port(notes)?;
+            let last = if end.is_missing() { first } else { end.port(notes)? };
             if last < first {
                 return Err(notes.wrong(&end, "must not be below the port"));
             }

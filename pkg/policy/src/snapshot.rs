@@ -10,6 +10,7 @@ use crate::intern::{Interner, Text};
 use crate::labels::Labels;
 use crate::pod::{Pod, read_namespace};
 use crate::policy::Policy;
+use crate::service::{Service, Slice};
 
 /// A kind of object that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +21,10 @@ pub enum Kind {
     Namespace,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
 }
 
 impl Kind {
@@ -29,6 +34,8 @@ impl Kind {
             ("v1", "Pod") => Some(Self::Pod),
             ("v1", "Namespace") => Some(Self::Namespace),
             ("networking.k8s.io/v1", "NetworkPolicy") => Some(Self::NetworkPolicy),
+            ("v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
             _ => None,
         }
     }
@@ -39,6 +46,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
         }
     }
 }
@@ -57,13 +66,15 @@ pub struct Applied {
 /// Objects by namespace and name.
 type Namespaced<T> = BTreeMap<Text, BTreeMap<Text, T>>;
 
-/// Pods, Namespaces and NetworkPolicies. What is equal in many objects is kept once.
+/// Pods, Namespaces, NetworkPolicies, and the Services that stand before pods. What is equal in many objects is kept once.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pods: Namespaced<Pod>,
     /// Nothing for a namespace whose labels could not be read.
     namespaces: BTreeMap<Text, Option<Arc<Labels>>>,
     policies: Namespaced<Policy>,
+    services: Namespaced<Service>,
+    slices: Namespaced<Slice>,
     interner: Interner,
 }
 
@@ -87,6 +98,14 @@ impl Snapshot {
                 let policy = Policy::read(&root, interner, &mut notes);
                 put(&mut self.policies, interner.text(namespace), name.into(), policy)
             }
+            Kind::Service => {
+                let service = Service::read(&root, interner, &mut notes);
+                put(&mut self.services, interner.text(namespace), name.into(), service)
+            }
+            Kind::EndpointSlice => {
+                let slice = Slice::read(&root, interner, &mut notes);
+                put(&mut self.slices, interner.text(namespace), name.into(), slice)
+            }
             Kind::Namespace => {
                 let labels = read_namespace(&root, name, interner, &mut notes);
                 self.namespaces.insert(interner.text(name), labels).is_some()
@@ -100,6 +119,8 @@ impl Snapshot {
         match kind {
             Kind::Pod => take(&mut self.pods, namespace, name),
             Kind::NetworkPolicy => take(&mut self.policies, namespace, name),
+            Kind::Service => take(&mut self.services, namespace, name),
+            Kind::EndpointSlice => take(&mut self.slices, namespace, name),
             Kind::Namespace => self.namespaces.remove(name).is_some(),
         }
     }
@@ -112,6 +133,16 @@ impl Snapshot {
     /// The policies with namespace and name, sorted by these.
     pub fn policies(&self) -> impl Iterator<Item = (&Text, &Text, &Policy)> {
         each(&self.policies)
+    }
+
+    /// The Services with namespace and name, sorted by these.
+    pub fn services(&self) -> impl Iterator<Item = (&Text, &Text, &Service)> {
+        each(&self.services)
+    }
+
+    /// The EndpointSlices with namespace and name, sorted by these.
+    pub fn slices(&self) -> impl Iterator<Item = (&Text, &Text, &Slice)> {
+        each(&self.slices)
     }
 
     /// The labels of a namespace, if they are known.
@@ -151,7 +182,9 @@ fn key<'v>(kind: Kind, root: &Field<'v, '_>) -> Result<(&'v str, &'v str), Vec<F
 fn called(kind: Kind, namespace: &str, name: &str) -> String {
     match kind {
         Kind::Namespace => format!("Namespace/{name}"),
-        Kind::Pod | Kind::NetworkPolicy => format!("{}/{namespace}/{name}", kind.name()),
+        Kind::Pod | Kind::NetworkPolicy | Kind::Service | Kind::EndpointSlice => {
+            format!("{}/{namespace}/{name}", kind.name())
+        }
     }
 }
 

@@ -276,3 +276,66 @@ fn a_change_of_an_object_takes_its_place() {
     assert!(matches!(at("10.0.0.1").who, Who::Address));
     assert!(matches!(at("10.0.0.3").who, Who::Pod(_)));
 }
+
+#[test]
+fn an_address_of_a_service_means_the_pods_behind_it() {
+    let service = |name: &str, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": name}, "spec": spec});
+    let slice = |name: &str, endpoints: Value, port: u16| {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": "web"}},
+            "endpoints": endpoints, "ports": [{"name": "http", "port": port}, {"name": "all", "port": null}]})
+    };
+    let mut objects = with(deny_all());
+    objects.extend([
+        service("web", json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd96::1"], "ports": [{"name": "http", "port": 80, "targetPort": "web"}]})),
+        service("headless", json!({"clusterIP": "None", "ports": [{"port": 80}]})),
+        slice("web-1", json!([{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.8"], "conditions": {"ready": false, "serving": true}}]), 8080),
+        slice("web-2", json!([{"addresses": ["fd00::1"], "conditions": {"ready": true}}]), 8080),
+        slice("web-3", json!([{"addresses": ["10.0.0.9"], "conditions": {"ready": false}}, {"addresses": ["web.example"]}]), 8443),
+    ]);
+    let (snapshot, findings) = snapshot(&objects);
+    assert_eq!(
+        findings,
+        [
+            "EndpointSlice/shop/web-3: endpoints[1].addresses[0] \"web.example\": must be an address, not text; it is left out"
+        ]
+    );
+    let evaluator = Evaluator::new(&snapshot, Options::default());
+    let behind = |address: &str, protocol, port| {
+        let found = evaluator.behind(address.parse().expect("an address"), protocol, port)?;
+        Some(
+            found
+                .into_iter()
+                .map(|(end, traffic)| (end.address.to_string(), matches!(end.who, Who::Pod(_)), traffic))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let at = Traffic::Port(Protocol::Tcp, 8080);
+    let v4 = vec![("10.0.0.1".to_owned(), true, at), ("10.0.0.8".to_owned(), false, at)];
+    assert_eq!(behind("10.96.0.1", Protocol::Tcp, 80), Some(v4));
+    assert_eq!(behind("fd96::1", Protocol::Tcp, 80), Some(vec![("fd00::1".to_owned(), true, at)]));
+    for (address, protocol, port) in [
+        ("10.96.0.1", Protocol::Udp, 80),
+        ("10.96.0.1", Protocol::Tcp, 8080),
+        ("10.0.0.1", Protocol::Tcp, 80),
+    ] {
+        assert_eq!(behind(address, protocol, port), None, "{address} {protocol} {port}");
+    }
+}
+
+#[test]
+fn the_list_of_addresses_counts_and_the_single_one_only_without_it() {
+    for (status, want) in [
+        (json!({"podIP": "10.0.0.1", "podIPs": []}), "10.0.0.1"),
+        (json!({"podIP": "10.0.0.1"}), "10.0.0.1"),
+        (json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.2"}, {"ip": "10.0.0.3"}]}), "10.0.0.2"),
+        (json!({"podIP": "::ffff:10.0.0.4"}), "10.0.0.4"),
+    ] {
+        let mut object = pod("shop", "web", &[]);
+        object["status"] = status;
+        let (snapshot, _) = snapshot(&[object]);
+        let (_, _, pod) = snapshot.pod("shop", "web").expect("there");
+        let addresses: Vec<_> = pod.addresses().map(|address| address.to_string()).collect();
+        assert_eq!(addresses, [want]);
+    }
+}
