@@ -287,15 +287,17 @@ impl WireGuard {
         if self.backend.is_some() {
             return Ok(());
         }
+        let found = link::find(&name).await.map_err(|e| failed(action(), e))?;
         if self.config.mode != Mode::Userspace
-            && matches!(link::find(&name).await.map_err(|e| failed(action(), e))?, Found::WireGuard(_))
+            && matches!(found, Found::WireGuard(_))
             && let Some(kernel) = Kernel::open(&name).map_err(|e| failed(action(), e))?
         {
             self.backend = Some(Backend::Kernel(kernel));
             return Ok(());
         }
         let client = Client::new(&self.config.socket_dir, &name);
-        if self.config.mode != Mode::Kernel && client.is_there().await {
+        // A process may go on answering whose link somebody has removed: that is no device.
+        if self.config.mode != Mode::Kernel && found != Found::Nothing && client.is_there().await {
             self.backend = Some(Backend::Foreign(client));
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::world::{Node, cable, can_run, eventually, pings};
+use crate::world::{Keeper, Node, cable, can_run, eventually, pings};
 
 fn installed() -> bool {
     let found = Command::new("which").arg("wireguard-go").stdout(Stdio::null()).status();
@@ -49,4 +49,37 @@ fn wireguard_go_is_used_as_it_is() {
     go.kill().unwrap();
     go.wait().unwrap();
     eventually("the loss is noticed", || a.ask("read") == "none");
+}
+
+/// Answers on the socket of a device, and has no link.
+const ANSWERS: &str = "
+import os, socket
+os.makedirs('/run/wireguard')
+s = socket.socket(socket.AF_UNIX)
+s.bind('/run/wireguard/kilo0.sock')
+s.listen()
+print(flush=True)
+while True:
+    c, _ = s.accept()
+    if c.recv(4096):
+        c.sendall(b'listen_port=7\\nerrno=0\\n\\n')
+";
+
+/// A device is its link: a process that has none any more is replaced.
+#[test]
+fn a_process_without_a_link_is_no_device() {
+    if !can_run() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let mut a = Node::new(1, data.path());
+    let mut ghost = a.command(&["python3", "-c", ANSWERS]);
+    let mut ghost = Keeper(ghost.stdout(Stdio::piped()).spawn().unwrap());
+    std::io::Read::read(&mut ghost.0.stdout.take().unwrap(), &mut [0]).unwrap();
+    let before = a.try_ask("read");
+    a.device("userspace", &["10.9.0.1/24"]);
+    let other = crate::world::key(50).public_key();
+    a.ask(&format!("add {other} - 0 10.1.0.0/16"));
+    assert_eq!((&*before, &*a.ask("read")), ("none", "built-in port 51820 peers 1 handshakes 0"));
+    assert!(a.wg().contains_key(&other), "wg asks ours");
 }

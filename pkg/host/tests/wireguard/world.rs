@@ -167,8 +167,8 @@ impl Drop for Node {
     }
 }
 
-/// A process that keeps a node's namespaces.
-pub struct Keeper(Child);
+/// A process in a node's namespaces, which keeps them, and ends with this.
+pub struct Keeper(pub Child);
 
 impl Keeper {
     pub fn of(node: &Node) -> Self {

@@ -41,19 +41,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds `DIR/NAME.sock` for the owner only. A socket that nobody answers on is replaced; one that
-    /// somebody answers on is an error.
+    /// Binds `DIR/NAME.sock` for the owner only, in the place of what is there: whoever made the link of this name
+    /// has its socket, and a process that still answers on an old one has lost its link.
     pub fn bind(dir: &Path, name: &str, backend: impl Backend) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let path = dir.join(format!("{name}.sock"));
-        match std::os::unix::net::UnixStream::connect(&path) {
-            Ok(_) => {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another device answers on the socket"));
-            }
-            // Nobody, or nobody any more: the new one takes its place.
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
-            Err(e) => return Err(e),
-        }
         // Whatever the umask: until it has its mode nobody else can get at the socket, which tells the private key.
         let hidden = dir.join(format!(".{name}.{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&hidden);
