@@ -1,6 +1,7 @@
 //! Tests in network namespaces: a file here exports `TESTS` (`tests![…]`) and has one line below.
 
 kilo_e2e::test_files! {
+    clock,
     crash,
     hostile,
     host_device,

@@ -33,6 +33,11 @@ impl Agent {
     /// Starts the agent of a node on a state directory, with `more` flags, which stand in place of those that
     /// it would get otherwise.
     pub fn start(node: &Node, state_dir: &Path, more: &[&str]) -> Result<Self> {
+        Self::start_under(node, &[], state_dir, more)
+    }
+
+    /// Starts it so by `before`, a command that runs the command after it.
+    pub fn start_under(node: &Node, before: &[String], state_dir: &Path, more: &[&str]) -> Result<Self> {
         let mut flags = Self::flags(node);
         flags.extend(["--backend=file".into(), format!("--state-dir={}", state_dir.display())]);
         // How often endpoints of those behind NAT are looked at and published.
@@ -40,7 +45,7 @@ impl Agent {
         let name = |flag: &str| flag.split_once('=').map_or(flag, |(name, _)| name).to_owned();
         flags.retain(|flag| !more.iter().any(|other| name(other) == name(flag)));
         flags.extend(more.iter().map(|&flag| flag.to_owned()));
-        Self::start_with(node, &[], &flags)
+        Self::start_with(node, before, &flags)
     }
 
     /// What keeps agents apart that share a machine, and what this machine's kernel can do.
