@@ -133,8 +133,22 @@ impl<'s> Evaluator<'s> {
             return pod.addresses().map(|address| End { address, who: Who::Host(&pod.node) }).collect();
         }
         let who = Who::Pod(Arc::new(self.pod_end(namespace, name, pod)));
+        self.owned(pod).map(|address| End { address, who: who.clone() }).collect()
+    }
+
+    /// The addresses of a pod that are not another's by now.
+    fn owned(&self, pod: &'s Pod) -> impl Iterator<Item = IpAddr> {
         let own = |address: &IpAddr| self.owners.get(address).is_some_and(|owner| std::ptr::eq(owner.2, pod));
-        pod.addresses().filter(own).map(|address| End { address, who: who.clone() }).collect()
+        pod.addresses().filter(own)
+    }
+
+    /// The pods with a network and addresses of their own, sorted by namespace and name.
+    pub(crate) fn living(&self) -> impl Iterator<Item = (Vec<IpAddr>, PodEnd<'s>)> {
+        let living = self.snapshot.pods().filter(|(_, _, pod)| !pod.finished && !pod.host_network);
+        let owned = living.map(|(namespace, name, pod)| (self.owned(pod).collect(), namespace, name, pod));
+        owned
+            .filter(|(addresses, ..): &(Vec<IpAddr>, _, _, _)| !addresses.is_empty())
+            .map(|(addresses, namespace, name, pod)| (addresses, self.pod_end(namespace, name, pod)))
     }
 
     fn pod_end(&self, namespace: &'s Text, name: &'s Text, pod: &'s Pod) -> PodEnd<'s> {
@@ -241,7 +255,8 @@ impl<'s> PodEnd<'s> {
             .filter_map(move |named| named.policy.rules(direction).map(|rules| (named, rules)))
     }
 
-    fn is_in(&self, namespaces: &Selector) -> bool {
+    /// Whether its namespace is selected.
+    pub(crate) fn is_in(&self, namespaces: &Selector) -> bool {
         match self.labels_of_namespace {
             Some(labels) => namespaces.matches(labels),
             // Of a namespace that is not there its name is known and nothing else.

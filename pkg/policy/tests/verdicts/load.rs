@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use kilo_policy::{Evaluator, Kind, Options, Probe, Protocol, Snapshot, Traffic};
+use kilo_policy::{Evaluator, Kind, Options, Probe, Profiles, Protocol, Snapshot, Traffic};
 use serde_json::{Value, json};
 
 const PODS: usize = 50_000;
@@ -118,6 +118,37 @@ fn an_answer_costs_what_the_pods_own_policies_cost() {
     ));
     assert_eq!(few.2, many.2);
     assert!(many.1 < 5.0 * few.1 + 1.0 && many.0 < 5.0 * few.0 + 20.0, "{few:?} {many:?}");
+}
+
+#[test]
+fn a_node_needs_few_sets() {
+    let mut snapshot = Snapshot::default();
+    for n in 0..5_000 {
+        snapshot.apply(Kind::Pod, &pod(n));
+    }
+    for n in 0..1_000 {
+        let (app, friend) =
+            (json!({"app": format!("app-{}", n % 500)}), json!({"app": format!("app-{}", n * 7 % 500)}));
+        let from = json!([{"podSelector": {"matchLabels": friend}}, {"ipBlock": {"cidr": "10.200.0.0/16"}}]);
+        let spec = json!({"podSelector": {"matchLabels": app}, "ingress": [{"from": from, "ports": [{"port": "http"}]}], "egress": [{"to": from}]});
+        let policy = json!({"metadata": {"namespace": "team-0", "name": format!("p-{n}")}, "spec": spec});
+        snapshot.apply(Kind::NetworkPolicy, &policy);
+    }
+    let started = Instant::now();
+    let evaluator = Evaluator::new(&snapshot, Options::default());
+    let made = Profiles::new(&evaluator, |pod| {
+        &*pod.pod.node == "node-7.example.internal" || pod.name.ends_with('3')
+    });
+    let elements: usize = made.sets.values().map(|set| set.len()).sum();
+    tell(&format!(
+        "5,000 pods and 1,000 policies: {} addresses of pods judged here, {} profiles, {} sets, {elements} elements, {:.0?}",
+        made.dispatch.len(),
+        made.profiles.len(),
+        made.sets.len(),
+        started.elapsed()
+    ));
+    assert!(made.dispatch.len() > 1_000 && made.sets.len() <= 1_000 && elements <= 10 * 5_000);
+    assert!(made.profiles.len() < made.dispatch.len());
 }
 
 #[test]

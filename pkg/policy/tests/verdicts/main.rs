@@ -6,6 +6,7 @@ mod cases;
 mod findings;
 mod load;
 mod oracle;
+mod profiles;
 mod properties;
 mod random;
 mod vectors;

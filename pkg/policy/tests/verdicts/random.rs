@@ -35,7 +35,7 @@ fn address() -> impl Strategy<Value = String> {
     prop_oneof![4 => (0..2_u8, 1..8_u8).prop_map(|(a, b)| format!("10.0.{a}.{b}")), 2 => (1..8_u8).prop_map(|b| format!("fd00::{b}"))]
 }
 
-fn range() -> impl Strategy<Value = String> {
+pub fn range() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => (address(), 0..=32_u8).prop_map(|(a, l)| if a.contains(':') { format!("{a}/{}", 96 + l) } else { format!("{a}/{l}") }),
         1 => of(&["0.0.0.0/0", "::/0", "010.000.00.0/08", "10.0.0.0/33", "10.0/8", "", "fd00::/129"]).prop_map(str::to_owned),
