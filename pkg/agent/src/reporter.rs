@@ -36,25 +36,18 @@ impl Reporter {
 
     /// Tells what is wrong with objects and no longer.
     pub(crate) fn findings(&mut self, findings: BTreeSet<Finding>) {
-        // They are in the order of their objects.
-        let mut told = ("", 0);
-        for finding in findings.difference(&self.findings) {
-            told = (&finding.object, if told.0 == finding.object { told.1 + 1 } else { 1 });
-            if told.1 > LINES {
-                if told.1 == LINES + 1 {
-                    warn!(object = %finding.object, "There are more findings, which /plan lists");
-                }
-                continue;
+        for (told, more) in by_object(findings.difference(&self.findings)) {
+            for Finding { object, field, value, reason } in &told {
+                warn!(%object, %field, %value, %reason, "Finding");
             }
-            warn!(object = %finding.object, field = %finding.field, value = %finding.value, reason = %finding.reason, "Finding");
+            if let (Some(Finding { object, .. }), 1..) = (told.first(), more) {
+                warn!(%object, more, "There are more findings, which /plan lists");
+            }
         }
-        let mut told = ("", 0);
-        for finding in self.findings.difference(&findings) {
-            told = (&finding.object, if told.0 == finding.object { told.1 + 1 } else { 1 });
-            if told.1 > LINES {
-                continue;
+        for (told, _) in by_object(self.findings.difference(&findings)) {
+            for Finding { object, field, .. } in told {
+                info!(%object, %field, "Finding is settled");
             }
-            info!(object = %finding.object, field = %finding.field, "Finding is settled");
         }
         if findings != *self.findings {
             self.findings = Arc::new(findings);
@@ -162,4 +155,11 @@ impl Reporter {
             true
         });
     }
+}
+
+/// Of each object the first findings, and how many more there are. They are in the order of their objects.
+fn by_object<'f>(findings: impl Iterator<Item = &'f Finding>) -> Vec<(Vec<&'f Finding>, usize)> {
+    let all: Vec<&Finding> = findings.collect();
+    let objects = all.chunk_by(|a, b| a.object == b.object);
+    objects.map(|of| (of.iter().copied().take(LINES).collect(), of.len().saturating_sub(LINES))).collect()
 }
