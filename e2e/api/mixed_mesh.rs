@@ -30,8 +30,9 @@ fn upstream_and_ours_are_one_mesh(world: &World) -> Result<()> {
         ensure!(ready == UPSTREAM.len() + OURS.len(), "it sees {}", plan["readyNodes"]);
         Ok(())
     })?;
+    cluster.admit("laptop", 77, SOON)?;
     let reach = cluster.mesh.reach_all(SOON)?;
-    ensure!(reach.reached() == 5 * 4, "{reach}");
+    ensure!(reach.reached() == 5 * 4 + 5 * 2, "{reach}");
     eventually(SOON, "both compute the same mesh", || same_mesh(&cluster))?;
     cluster.mesh.kernels_as_planned(SOON)?;
 
@@ -64,7 +65,7 @@ fn upstream_and_ours_are_one_mesh(world: &World) -> Result<()> {
         (of(&writes_after) - of(&writes_before)) as f64 / minutes / agents as f64
     };
     figure(&format!(
-        "2 upstream agents and 3 of ours: {} pairs reach each other, same segments, leaders and WireGuard IPs; in \
+        "2 upstream agents and 3 of ours: {} pairs of pods and a laptop reach each other, same segments, leaders and WireGuard IPs; in \
          {} s: upstream's reconciles {reconciles:?}, 0 of {} pings lost, 0 operations of ours; writes a minute \
          and agent: {:.1} by upstream's, {:.1} by ours",
         reach.reached(),

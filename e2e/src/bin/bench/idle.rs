@@ -1,18 +1,18 @@
 //! An agent at rest: its memory, its wake-ups and its CPU time. Once with its built-in WireGuard in a mesh of
 //! four with keepalives, and once with wireguard-go as somebody else's device, which leaves the agent alone.
 
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kilo_e2e::mesh::Mesh;
-use kilo_e2e::netns::{World, eventually};
+use kilo_e2e::netns::{Ns, World, eventually};
 use kilo_e2e::program;
 
 use crate::figures::Figure;
 use crate::process::{cpu_of, memory_of, wakeups_of};
 
-/// How long it is watched.
-const WATCHED: Duration = Duration::from_secs(60);
 /// How long it may settle before.
 const SETTLES: Duration = Duration::from_secs(10);
 
@@ -32,14 +32,15 @@ spec:
 ";
 const OWN: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nspec: {podCIDR: 10.42.1.0/24}\n";
 
-pub fn built_in() -> Result<Vec<Figure>> {
+pub fn built_in(rest: Duration) -> Result<Vec<Figure>> {
     let world = World::new()?;
     let mut mesh = Mesh::start(&world, &[])?;
     std::thread::sleep(SETTLES);
-    watch("built-in-wireguard", mesh.agent("a1")?.process().id())
+    let (ns, file) = (mesh.place.node("a1")?.ns.clone(), mesh.state.path().join("nodes/a1.yaml"));
+    watch("built-in-wireguard", mesh.agent("a1")?.process().id(), &ns, &file, rest)
 }
 
-pub fn alone() -> Result<Vec<Figure>> {
+pub fn alone(rest: Duration) -> Result<Vec<Figure>> {
     let world = World::new()?;
     if let Err(skip) = world.need("wireguard-go").and_then(|()| world.need_tun()) {
         println!("skipped: idle/alone: {skip:#}");
@@ -71,14 +72,35 @@ pub fn alone() -> Result<Vec<Figure>> {
     let agent = ns.spawn("kg", &argv)?;
     eventually(Duration::from_secs(20), "the mesh is there", || ns.run("ip route get 10.42.2.1"))?;
     std::thread::sleep(SETTLES);
-    watch("alone", agent.id())
+    watch("alone", agent.id(), &ns, &state.join("nodes/a.yaml"), rest)
 }
 
-fn watch(what: &str, pid: u32) -> Result<Vec<Figure>> {
-    let (cpu, wakeups) = (cpu_of(pid)?, wakeups_of(pid)?);
-    std::thread::sleep(WATCHED);
-    let minutes = WATCHED.as_secs_f64() / 60.0;
-    let cpu = (cpu_of(pid)? - cpu).as_secs_f64() * 1e3 / minutes;
+/// How many operations on the host an agent has carried out; each is a message to the kernel at least.
+fn operations(ns: &Ns) -> Result<f64> {
+    let text = ns.http_get("127.0.0.1:1107".parse()?, "/metrics")?;
+    let lines = text.lines().filter(|line| line.starts_with("kilo_operations_total{"));
+    lines
+        .map(|line| {
+            line.rsplit(' ').next().unwrap_or_default().parse::<f64>().context("kilo_operations_total")
+        })
+        .sum()
+}
+
+/// Watches an agent that has this Node as its file.
+fn watch(what: &str, pid: u32, ns: &Ns, file: &Path, rest: Duration) -> Result<Vec<Figure>> {
+    let (cpu, wakeups, done) = (cpu_of(pid)?, wakeups_of(pid)?, operations(ns)?);
+    // A write is a new file under the old name; there is one in many seconds.
+    let version =
+        || std::fs::metadata(file).map(|file| (file.ino(), file.mtime_nsec())).context("the Node's file");
+    let (start, mut seen, mut writes) = (Instant::now(), version()?, 0.0);
+    while start.elapsed() < rest {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = version()?;
+        writes += if now == seen { 0.0 } else { 1.0 };
+        seen = now;
+    }
+    let minutes = start.elapsed().as_secs_f64() / 60.0;
+    let cpu = (cpu_of(pid)? - cpu).as_secs_f64();
     let wakeups = (wakeups_of(pid)? - wakeups) as f64 / minutes;
     let resident = memory_of(&pid.to_string(), "VmRSS")? as f64 / 1024.0;
     let private = memory_of(&pid.to_string(), "RssAnon")? as f64 / 1024.0;
@@ -87,6 +109,10 @@ fn watch(what: &str, pid: u32) -> Result<Vec<Figure>> {
         figure("resident-mib", resident).upstream("41, and wireguard-go 6–40"),
         figure("private-mib", private).upstream("9, and wireguard-go"),
         figure("wakeups-a-minute", wakeups).upstream("260–480"),
-        figure("cpu-ms-a-minute", cpu).upstream("30"),
+        figure("cpu-ms-a-minute", cpu * 1e3 / minutes).upstream("30"),
+        figure("watched-s", minutes * 60.0),
+        figure("cpu-s", cpu),
+        figure("netlink-writes", operations(ns)? - done),
+        figure("node-writes", writes),
     ])
 }

@@ -13,6 +13,7 @@ mod tunnel;
 
 use std::io::Write as _;
 use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -26,6 +27,9 @@ use figures::{Figure, Thresholds, table};
 struct Options {
     /// Only measurements whose names contain one of these words
     words: Vec<String>,
+    /// Seconds that an agent at rest is watched
+    #[arg(long, default_value_t = 60)]
+    idle: u64,
     /// One measurement, in this process
     #[arg(long, hide = true)]
     inside: Option<String>,
@@ -38,7 +42,8 @@ struct Measurement {
     run: Box<dyn Fn() -> Result<Vec<Figure>>>,
 }
 
-fn measurements() -> Vec<Measurement> {
+/// `rest`: how long an agent at rest is watched.
+fn measurements(rest: Duration) -> Vec<Measurement> {
     let mut all = Vec::new();
     for granularity in ["location", "full"] {
         for nodes in [100, 1000, 5000] {
@@ -58,8 +63,12 @@ fn measurements() -> Vec<Measurement> {
             run: Box::new(move || one_peer::measure(present)),
         });
     }
-    all.push(Measurement { name: "idle/alone".into(), namespaces: true, run: Box::new(idle::alone) });
-    let run = Box::new(idle::built_in);
+    all.push(Measurement {
+        name: "idle/alone".into(),
+        namespaces: true,
+        run: Box::new(move || idle::alone(rest)),
+    });
+    let run = Box::new(move || idle::built_in(rest));
     all.push(Measurement { name: "idle/built-in-wireguard".into(), namespaces: true, run });
     all.push(Measurement { name: "failover".into(), namespaces: true, run: Box::new(failover::measure) });
     all.push(Measurement { name: "size".into(), namespaces: false, run: Box::new(process::sizes) });
@@ -73,8 +82,8 @@ fn main() -> ExitCode {
     }
     let options = Options::parse();
     let done = match &options.inside {
-        Some(name) => inside(name),
-        None => all(&options.words),
+        Some(name) => inside(name, Duration::from_secs(options.idle)),
+        None => all(&options),
     };
     match done {
         Ok(code) => code,
@@ -85,13 +94,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn all(words: &[String]) -> Result<ExitCode> {
+fn all(Options { words, idle, .. }: &Options) -> Result<ExitCode> {
     let thresholds = Thresholds::read()?;
     let sandbox = Sandbox::probe().ok();
     println!("{}", process::machine());
     let (mut figures, mut failed) = (Vec::new(), 0);
     let chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    for measurement in measurements().iter().filter(|m| chosen(&m.name)) {
+    for measurement in measurements(Duration::from_secs(*idle)).iter().filter(|m| chosen(&m.name)) {
         let program = helper::program()?;
         let mut command = match (measurement.namespaces, sandbox) {
             (false, _) => std::process::Command::new(program),
@@ -102,7 +111,7 @@ fn all(words: &[String]) -> Result<ExitCode> {
             }
         };
         let output = command
-            .args(["--inside", &measurement.name])
+            .args(["--inside", &measurement.name, "--idle", &idle.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -135,8 +144,8 @@ fn all(words: &[String]) -> Result<ExitCode> {
     Ok(if exceeded + failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn inside(name: &str) -> Result<ExitCode> {
-    let all = measurements();
+fn inside(name: &str, rest: Duration) -> Result<ExitCode> {
+    let all = measurements(rest);
     let measurement = all.iter().find(|m| m.name == name).context("no such measurement")?;
     let world = if measurement.namespaces {
         die_with_parent();

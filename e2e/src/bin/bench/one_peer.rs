@@ -16,7 +16,7 @@ use crate::figures::Figure;
 use crate::process::cpu;
 
 /// How many Peers are created, one after the other.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 200;
 /// How long the start may take.
 const START: Duration = Duration::from_secs(120);
 
@@ -91,7 +91,7 @@ async fn run(present: usize) -> Result<Vec<Figure>> {
     walls.sort_by(f64::total_cmp);
     cpus.sort_by(f64::total_cmp);
     let name = format!("one-peer/{present}-present");
-    let wall = Figure::new(format!("{name}/event-to-ack-ms"), walls[ROUNDS / 2]);
+    let wall = Figure::new(format!("{name}/event-to-ack-p50-ms"), walls[ROUNDS / 2]);
     let cpu = Figure::new(format!("{name}/cpu-ms"), cpus[ROUNDS / 2]);
     let (wall, cpu) = match present {
         0 => (wall.upstream("31"), cpu),
@@ -100,6 +100,7 @@ async fn run(present: usize) -> Result<Vec<Figure>> {
     };
     Ok(vec![
         wall,
+        Figure::new(format!("{name}/event-to-ack-p99-ms"), walls[ROUNDS * 99 / 100]),
         Figure::new(format!("{name}/event-to-ack-worst-ms"), walls[ROUNDS - 1]),
         cpu,
         Figure::new(format!("{name}/operations"), operations)
