@@ -9,6 +9,7 @@ use kilo_e2e::{Pingers, World, eventually, figure, tests};
 
 tests![
     a_leader_without_power_is_replaced(limit = 150, waits = true),
+    a_leader_of_ipv6_without_power_is_replaced(limit = 120, waits = true),
     a_leader_that_comes_and_goes_is_passed_over_once(limit = 150, waits = true),
     a_leader_without_its_uplink_is_replaced(limit = 120, waits = true),
     with_an_upstream_agent_only_age_counts(limit = 180, waits = true),
@@ -73,6 +74,17 @@ fn a_leader_without_power_is_replaced(world: &World) -> Result<()> {
         waited.as_secs_f64(),
         report.longest_gap.as_millis()
     ));
+    Ok(())
+}
+
+fn a_leader_of_ipv6_without_power_is_replaced(world: &World) -> Result<()> {
+    let place = Place::lay_out_ipv6(world)?;
+    let mut mesh = Mesh::start_at(world, place, &["a1", "a2", "b1", "b2"], &["--subnet=fd00:4::/64"])?;
+    mesh.settle(SOON)?;
+    mesh.reach_all(SOON)?;
+    let gap = mesh.fail_over()?;
+    ensure!(gap <= GOAL, "no answer for {gap:?}");
+    figure(&format!("leader without power, IPv6 alone: {:.1} s", gap.as_secs_f64()));
     Ok(())
 }
 

@@ -109,6 +109,14 @@ fn most_of_the_witnesses_depose_a_leader() {
     ] {
         assert_eq!(leader(&mesh(names, reports)), leads, "{names}: {reports}");
     }
+    // Another segment than the first: after the last comes the first.
+    let six = "a1 b1 c1 d1 e1 e2 f1";
+    for (reports, leads) in
+        [("f1>e1 a1>e1 b1>e1", "e2"), ("d1>e1 a1>e1 b1>e1", "e1"), ("e2>e1 f1>e1 c1>e1", "e2")]
+    {
+        let objects = mesh(six, reports);
+        assert_eq!(leaders(&topology("a1", &objects))[4], leads, "{six}: {reports}");
+    }
     let mesh = mesh(three, "a2>a1 b1>a1 c1>a1 nobody>a2 b1>nobody");
     let deposed = topology("b2", &mesh).deposed;
     let told = serde_json::to_value(&deposed).expect("JSON");
