@@ -2,6 +2,7 @@
 //! that every agent comes to the same leader; who looks after whom follows from the objects, too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -47,6 +48,22 @@ pub enum Way {
     Wait,
     /// Those who are closer report it, or it is not there: a report stays.
     Keep,
+}
+
+impl fmt::Display for Deposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}, reported by {}", self.node, self.segment, self.reported_by.join(", "))
+    }
+}
+
+impl fmt::Display for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.way {
+            Way::Probe(address) => write!(f, "{}, asked at {address}", self.node),
+            Way::Wait => write!(f, "{}, whose report lapses with time", self.node),
+            Way::Keep => write!(f, "{}, whose report stays", self.node),
+        }
+    }
 }
 
 /// The nodes that take part, grouped into segments.

@@ -120,6 +120,9 @@ fn most_of_the_witnesses_depose_a_leader() {
     let mesh = mesh(three, "a2>a1 b1>a1 c1>a1 nobody>a2 b1>nobody");
     let deposed = topology("b2", &mesh).deposed;
     let told = serde_json::to_value(&deposed).expect("JSON");
+    assert_eq!(deposed[0].to_string(), "a1 of location:a, reported by a2, b1, c1");
+    let asked = topology("c1", &mesh).watches;
+    assert_eq!(asked[1].to_string(), "a2, asked at 10.4.0.1");
     assert_eq!(told, json!([{"node": "a1", "segment": "location:a", "reportedBy": ["a2", "b1", "c1"]}]));
 }
 

@@ -58,6 +58,8 @@ impl fmt::Display for PlanView {
         if let Some(mesh) = &self.mesh {
             page.part(mesh);
             page.segments(mesh);
+            page.list("Deposed", &mesh.deposed);
+            page.list("Looked after", &mesh.watches);
             page.device(mesh);
             page.list("Routes", &mesh.routes);
             page.list("Rules", &mesh.rules);
