@@ -34,8 +34,12 @@ fn tell(line: &str) {
 
 #[test]
 fn a_pod_takes_at_most_500_bytes() {
+    let Some(before) = resident() else {
+        tell("skipped: this system does not say how much memory a process uses");
+        return;
+    };
     // Other tests of this process allocate meanwhile; the figure is taken in a process of its own.
-    let Some(before) = resident().filter(|_| std::env::var_os("KILO_MEASURE").is_some()) else {
+    if std::env::var_os("KILO_MEASURE").is_none() {
         let program = std::env::current_exe().expect("this program");
         let run = std::process::Command::new(program)
             .args(["--exact", "load::a_pod_takes_at_most_500_bytes", "--nocapture"])
@@ -43,10 +47,10 @@ fn a_pod_takes_at_most_500_bytes() {
             .output()
             .expect("run");
         let said = String::from_utf8_lossy(&run.stderr);
-        tell(said.lines().find(|line| line.contains(" bytes a pod")).unwrap_or("no figure"));
+        tell(said.lines().find(|line| line.contains(" bytes a pod")).expect("a figure"));
         assert!(run.status.success(), "{said}");
         return;
-    };
+    }
     let mut snapshot = Snapshot::default();
     for n in 0..PODS {
         snapshot.apply(Kind::Pod, &pod(n));

@@ -182,3 +182,27 @@ fn everybody_by_everything_is_all_there_is_to_say() {
         Profiles::default()
     );
 }
+
+#[test]
+fn a_pod_that_cannot_be_read_lets_nothing_through_and_is_in_no_set() {
+    let mut held = pod("a", 1, 80);
+    held["metadata"]["labels"] = json!({"app": 7});
+    let objects = [
+        held,
+        pod("b", 2, 80),
+        policy(
+            "p",
+            json!({"podSelector": {"matchLabels": {"n": "2"}}, "ingress": [{"from": [{"podSelector": {}}]}]}),
+        ),
+    ];
+    let (snapshot, _) = snapshot(&objects);
+    let made = all_pods(&Evaluator::new(&snapshot, Options::default()));
+    let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().expect("an address"));
+    let web = Traffic::Port(Protocol::Tcp, 80);
+    for direction in [Direction::Ingress, Direction::Egress] {
+        assert_eq!(says(&made, direction, a, b, web), Some(false));
+    }
+    assert_eq!(says(&made, Direction::Ingress, b, a, web), Some(false));
+    assert_eq!(says(&made, Direction::Ingress, b, b, web), Some(true));
+    assert_eq!(says(&made, Direction::Egress, b, a, web), Some(true));
+}
