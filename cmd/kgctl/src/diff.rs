@@ -1,9 +1,10 @@
-//! `kgctl diff`: both sides are planned for every node, and what differs is put into words.
+//! `kgctl diff`: both sides are planned for every node, and what differs is put into words. Where single Peers are
+//! all that differs, the plan of the one side is carried on to the other, as an agent does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kilo_mesh::{Config, Node, Peer, plan};
+use kilo_mesh::{Config, Node, Outcome, Peer, PeerChange, Planner};
 
 use crate::args::{DiffArgs, Global, Source};
 use crate::mesh::Mesh;
@@ -35,14 +36,22 @@ pub fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<u8> {
 
 /// The nodes of either side that change, by name, each with its changes.
 fn compare(old: &Mesh, new: &Mesh) -> String {
-    let (old, new) = (Planner::new(old), Planner::new(new));
+    let peers = changed_peers(old, new);
+    if peers.as_ref().is_some_and(Vec::is_empty) && old.now == new.now {
+        return String::new();
+    }
+    let (old, new) = (Objects::new(old), Objects::new(new));
     let names: BTreeSet<&str> = old.names.keys().chain(new.names.keys()).copied().collect();
     let names: Vec<&str> = names.into_iter().collect();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut found = Vec::new();
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let lines = changes(&old.side(name), &new.side(name));
+            let before = old.plan(name);
+            let followed =
+                peers.as_ref().zip(before.as_ref()).and_then(|(peers, plan)| new.follow(plan, name, peers));
+            let after = followed.or_else(|| new.plan(name));
+            let lines = changes(&old.side(name, before), &new.side(name, after));
             if !lines.is_empty() {
                 let lines: String = lines.iter().map(|line| format!("  {line}\n")).collect();
                 found.push((*name, format!("node {name}\n{lines}")));
@@ -75,15 +84,29 @@ enum Side {
     Active(Box<kilo_mesh::Mesh>),
 }
 
+/// The Peers that differ, if nothing else does but the time, and the same nodes take part.
+fn changed_peers<'a>(old: &'a Mesh, new: &'a Mesh) -> Option<Vec<PeerChange<'a>>> {
+    let same = old.config == new.config
+        && old.facts.dns == new.facts.dns
+        && old.facts.hosts == new.facts.hosts
+        && old.nodes == new.nodes
+        && old.ready_nodes().eq(new.ready_nodes());
+    let by_name = |mesh: &'a Mesh| mesh.peers.iter().map(|peer| (&*peer.name, peer)).collect();
+    let (before, after): (BTreeMap<&str, &Peer>, BTreeMap<&str, &Peer>) = (by_name(old), by_name(new));
+    let names: BTreeSet<&str> = before.keys().chain(after.keys()).copied().collect();
+    let change = |name| PeerChange { old: before.get(name).copied(), new: after.get(name).copied() };
+    same.then(|| names.into_iter().map(change).filter(|change| change.old != change.new).collect())
+}
+
 /// One side: a mesh that any of its nodes can be planned in.
-struct Planner<'a> {
+struct Objects<'a> {
     mesh: &'a Mesh,
     nodes: Vec<&'a Node>,
     peers: Vec<&'a Peer>,
     names: BTreeMap<&'a str, &'a Node>,
 }
 
-impl<'a> Planner<'a> {
+impl<'a> Objects<'a> {
     fn new(mesh: &'a Mesh) -> Self {
         Self {
             mesh,
@@ -93,13 +116,32 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn side(&self, name: &str) -> Side {
-        let Some(node) = self.names.get(name) else { return Side::Missing };
-        let config = Config { hostname: name.to_owned(), ..self.mesh.config.clone() };
-        let plan = plan(&config, &self.nodes, &self.peers, &self.mesh.facts_of(node));
+    fn config(&self, name: &str) -> Config {
+        Config { hostname: name.to_owned(), ..self.mesh.config.clone() }
+    }
+
+    /// The plan of this node, if there is such a node.
+    fn plan(&self, name: &str) -> Option<Planner> {
+        let facts = self.mesh.facts_of(self.names.get(name)?);
+        Some(Planner::new(&self.config(name), &self.nodes, &self.peers, &facts))
+    }
+
+    /// The plan of this node that comes of another one by these changes, unless a whole plan must be made.
+    fn follow(&self, plan: &Planner, name: &str, changes: &[PeerChange<'_>]) -> Option<Planner> {
+        let facts = self.mesh.facts_of(self.names.get(name)?);
+        let (planner, _) = plan.clone().change(&self.config(name), &facts, changes).ok()?;
+        Some(planner)
+    }
+
+    /// What the plan means for the node's host.
+    fn side(&self, name: &str, planner: Option<Planner>) -> Side {
+        let Some(planner) = planner else { return Side::Missing };
+        // An agent takes itself to be there; whether others do is what its Node says.
+        if planner.plan().outcome == Outcome::Ok && self.mesh.ready_node(name).is_err() {
+            return Side::Idle("the node is not ready".to_owned());
+        }
+        let plan = planner.into_plan();
         match plan.mesh {
-            // An agent takes itself to be there; whether others do is what its Node says.
-            Some(_) if self.mesh.ready_node(name).is_err() => Side::Idle("the node is not ready".to_owned()),
             Some(mesh) => Side::Active(Box::new(mesh)),
             None => Side::Idle(plan.error.unwrap_or_else(|| plan.outcome.to_string())),
         }

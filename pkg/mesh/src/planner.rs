@@ -53,6 +53,11 @@ impl Planner {
         &self.plan
     }
 
+    /// The plan alone.
+    pub fn into_plan(self) -> Plan {
+        self.plan
+    }
+
     /// Whether changes of single Peers can be followed at all with these facts; otherwise a whole plan must be
     /// made.
     pub fn can_follow(&self, facts: &Facts) -> bool {
