@@ -210,6 +210,17 @@ fn an_address_belongs_to_the_newest_pod_that_lives() {
 }
 
 #[test]
+fn of_two_pods_that_are_alike_one_has_the_address() {
+    let mut objects = [pod("shop", "a", &["10.0.0.1"]), pod("shop", "b", &["10.0.0.1"])];
+    for object in &mut objects {
+        object["metadata"]["labels"] = json!({});
+    }
+    let (snapshot, _) = snapshot(&objects);
+    let evaluator = Evaluator::new(&snapshot, Options::default());
+    assert_eq!(["a", "b"].map(|name| evaluator.pod("shop", name).len()), [0, 1]);
+}
+
+#[test]
 fn a_pod_that_cannot_be_read_is_held() {
     for broken in [json!({"labels": {"app": 7}}), json!({"labels": "app"}), json!({"labels": {"app": null}})]
     {
@@ -283,7 +294,7 @@ fn an_address_of_a_service_means_the_pods_behind_it() {
     let slice = |name: &str, endpoints: Value, port: u16| {
         json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": "web"}},
-            "endpoints": endpoints, "ports": [{"name": "http", "port": port}, {"name": "all", "port": null}]})
+            "endpoints": endpoints, "ports": [{"name": "http", "port": port}, {"name": "all", "port": null}, {"name": "admin", "port": 9999}]})
     };
     let mut objects = with(deny_all());
     objects.extend([

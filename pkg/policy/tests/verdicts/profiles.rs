@@ -105,6 +105,7 @@ proptest! {
         for address in edges.into_iter().chain(six) {
             prop_assert_eq!(ranges.contains(address), blocks.iter().any(|block| block.contains(address)), "{}", address);
         }
+        prop_assert!(ranges.v4().iter().all(|(first, last)| first <= last), "one is upside down: {:?}", ranges);
         prop_assert!(ranges.v4().windows(2).all(|w| u32::from(w[0].1) + 1 < u32::from(w[1].0)), "they touch: {:?}", ranges);
     }
 }
