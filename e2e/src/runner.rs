@@ -20,6 +20,9 @@ use crate::test::{Place, Test};
 const SKIPPED: u8 = 77;
 const REASON: &str = "skipped: ";
 const FIGURE: &str = "figure: ";
+/// So much of the output of a failed test is said again at the end: what it ended with.
+const LAST_LINES: usize = 25;
+const LONGEST_LINE: usize = 300;
 
 /// The `main` of the test program.
 pub fn main(tests: &[Test]) -> ExitCode {
@@ -246,11 +249,23 @@ fn tell(test: &Test, outcome: &Outcome, seconds: f64) {
     }
 }
 
+/// Says once more why a test failed, where the totals look for it: its output may stand a thousand lines above.
+fn causes(name: &str, why: &str, output: &str) {
+    say(&format!("cause {name}: {why}"));
+    let from = output.lines().count().saturating_sub(LAST_LINES);
+    for line in output.lines().skip(from) {
+        say(&format!("cause {name}: {}", line.chars().take(LONGEST_LINE).collect::<String>()));
+    }
+}
+
 /// Prints the totals and writes the summary that `E2E_SUMMARY` asks for.
 fn finish(results: &[(&Test, Outcome, f64)]) -> Result<ExitCode> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let mut rows = Vec::new();
     for (test, outcome, seconds) in results {
+        if let Outcome::Failed { why, output } = outcome {
+            causes(test.short_name(), why, output);
+        }
         let (count, word, reason) = match outcome {
             Outcome::Passed(_) => (&mut passed, "passed", None),
             Outcome::Failed { why, .. } => (&mut failed, "failed", Some(why)),

@@ -9,7 +9,7 @@ use kilo_e2e::{World, eventually, figure, tests};
 
 use crate::netns::mesh_drift::break_until;
 
-tests![tunnels_and_kernel_devices_are_repaired(hidden = true, limit = 300)];
+tests![tunnels_and_kernel_devices_are_repaired(hidden = true, limit = 900)];
 
 const SOON: Duration = Duration::from_secs(60);
 /// The kernel tells nobody about peers: they are looked at this often.

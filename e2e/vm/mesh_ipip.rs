@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use kilo_e2e::mesh::{Mesh, Node, Place};
 use kilo_e2e::{Ns, PingReport, Pingers, World, eventually, figure, tests};
 
-tests![agents_with_ipip(hidden = true, limit = 400)];
+tests![agents_with_ipip(hidden = true, limit = 900)];
 
 const SOON: Duration = Duration::from_secs(60);
 const KERNEL: &str = "--wireguard=kernel";
@@ -139,7 +139,8 @@ fn no_tunnel_stays_open(mesh: &Mesh<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The leader's agent restarts, after a graceful stop and after SIGKILL: packets flow, and nobody sees a change of the network or of a peer.
+/// The leader's agent restarts, after a graceful stop and after SIGKILL, then all agents one after the other:
+/// packets flow, and nobody sees a change of the network or of a peer.
 fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
     let node = |name: &str| mesh.place.node(name);
     let (a1, a2, a3, b1) = (node("a1")?, node("a2")?, node("a3")?, node("b1")?);
@@ -148,21 +149,25 @@ fn restart_changes_nothing(mesh: &mut Mesh<'_>) -> Result<String> {
     let pingers = Pingers::start(pairs.map(|(from, to)| from.pod.to(&to.pod)))?;
     let monitor = ns.spawn("monitor", &["ip", "monitor", "link", "address", "route", "rule"])?;
     let peers = settings(a1)?;
-    for gracefully in [true, false] {
-        mesh.stop("a1", gracefully)?;
+    let mut restart = |name: &str, gracefully| -> Result<()> {
+        mesh.stop(name, gracefully)?;
         std::thread::sleep(Duration::from_secs(1));
-        mesh.restart("a1", &[KERNEL, KEEP, "--encapsulate=always"])?;
+        mesh.restart(name, &[KERNEL, KEEP, "--encapsulate=always"])?;
         mesh.settle(SOON)?;
         mesh.kernels_as_planned(SOON)?;
         ensure!(settings(mesh.place.node("a1")?)? == peers, "the settings of the device changed");
-        let operations = mesh.agent("a1")?.operations(&[])?;
-        ensure!(operations == 0.0, "{operations} operations after a restart, gracefully: {gracefully}");
-    }
+        let operations = mesh.agent(name)?.operations(&[])?;
+        ensure!(operations == 0.0, "{name}: {operations} operations after a restart, gracefully: {gracefully}");
+        Ok(())
+    };
+    restart("a1", true)?;
+    restart("a1", false)?;
+    NODES.into_iter().try_for_each(|name| restart(name, true))?;
     let PingReport { sent, lost, .. } = pingers.stop()?;
     ensure!(lost == 0 && sent > 100, "{lost} of {sent} pings lost");
     let changes = monitor.log();
     ensure!(changes.is_empty(), "a restart changed the network:\n{changes}");
-    Ok(format!("two restarts of the leader, once killed: 0 operations, {lost} of {sent} pings lost"))
+    Ok(format!("two restarts of the leader, once killed, then one of each of {}: 0 operations, {lost} of {sent} pings lost", NODES.len()))
 }
 
 /// What `wg` shows of a device apart from what moves by itself: handshakes, counters and the endpoints learned.

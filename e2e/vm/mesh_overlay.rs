@@ -12,7 +12,7 @@ use kilo_e2e::{World, eventually, figure, tests};
 
 use super::mesh_ipip::converge;
 
-tests![agents_with_flannel(limit = 400), agents_with_cilium(hidden = true, limit = 400)];
+tests![agents_with_flannel(limit = 900), agents_with_cilium(hidden = true, limit = 900)];
 
 const SOON: Duration = Duration::from_secs(60);
 const NODES: [&str; 4] = ["a1", "a2", "a3", "b1"];

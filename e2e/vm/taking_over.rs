@@ -7,8 +7,8 @@ use kilo_e2e::{World, tests};
 use crate::netns::taking_over::take_over;
 
 tests![
-    kernel_and_iptables_nft(hidden = true, limit = 400),
-    kernel_and_iptables_legacy(hidden = true, limit = 400),
+    kernel_and_iptables_nft(hidden = true, limit = 900),
+    kernel_and_iptables_legacy(hidden = true, limit = 900),
 ];
 
 const NODES: [&str; 4] = ["a1", "a2", "a3", "b1"];
