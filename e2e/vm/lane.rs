@@ -21,7 +21,7 @@ const INSIDE: [&str; 8] = [
 ];
 
 fn every_mode_on_one_kernel(_world: &World) -> Result<()> {
-    let text = machine::own_tests(768, 7000, &INSIDE)?;
+    let text = machine::own_tests(768, 3500, &INSIDE)?;
     let kernel = text.lines().next().context("no kernel says its name")?;
     let wanted = machine::kernel().map_or_else(|| "6.".to_owned(), |name| format!("{name}."));
     ensure!(kernel.starts_with(&wanted), "the kernel is {kernel}, not {wanted}*");

@@ -9,7 +9,7 @@ use super::machine;
 use crate::netns::mesh_crowd::change_one;
 
 tests![
-    meshes_with_kernel_wireguard(place = Place::Host, limit = 1700),
+    meshes_with_kernel_wireguard(place = Place::Host, limit = 2200),
     one_of_a_thousand_peers_changes(hidden = true, limit = 700),
 ];
 
@@ -24,7 +24,7 @@ const KERNEL: [&str; 2] = ["--wireguard=kernel", "--resync-period=30s"];
 
 fn meshes_with_kernel_wireguard(_world: &World) -> Result<()> {
     // Two minutes on an idle machine; each test has a limit of its own, and then shows its logs.
-    let text = machine::own_tests(768, 1600, &INSIDE)?;
+    let text = machine::own_tests(768, 1000, &INSIDE)?;
     text.lines().for_each(|line| figure(line.trim_start()));
     Ok(())
 }

@@ -14,7 +14,7 @@ tests![kernel_device(place = Place::Host, limit = 900)];
 fn kernel_device(_world: &World) -> Result<()> {
     let words = ["kernel::", "--nocapture", "--test-threads=1"].map(OsString::from);
     let program = test_program(&machine::workspace()?)?;
-    let text = machine::run(512, 850, std::iter::once(program.into()).chain(words))?;
+    let text = machine::run(512, 400, std::iter::once(program.into()).chain(words))?;
     ensure!(!text.contains("skipped: "), "there is no WireGuard in the virtual machine:\n{text}");
     let result = text.lines().find(|line| line.starts_with("test result: ok")).unwrap_or_default();
     ensure!(result.contains("ok. 3 passed; 0 failed"), "not all tests ran:\n{text}");
