@@ -35,6 +35,8 @@ pub enum Command {
     Version,
     /// Install the CNI plugins and the network configuration, as an init container
     InstallCni(crate::install_cni::Args),
+    /// Answer the API server whether Peers are valid, over HTTPS
+    Webhook(crate::webhook::Args),
 }
 
 /// Flags of the agent, as typed.
@@ -230,13 +232,9 @@ impl AgentArgs {
         }
     }
 
-    /// The address to listen on; `:1107` is every address of both families.
+    /// The address to listen on.
     pub fn listen_addr(&self) -> anyhow::Result<SocketAddr> {
-        let text = match self.listen.strip_prefix(':') {
-            Some(port) => format!("[::]:{port}"),
-            None => self.listen.clone(),
-        };
-        text.parse().with_context(|| format!("--listen={}: not of the form [ADDRESS]:PORT", self.listen))
+        listen_addr("--listen", &self.listen)
     }
 
     /// What the host has to know.
@@ -317,6 +315,15 @@ impl AgentArgs {
             clean_up_interface: self.clean_up_interface,
         }
     }
+}
+
+/// The value of a flag that names an address to listen on; `:1107` is every address of both families.
+pub fn listen_addr(flag: &str, value: &str) -> anyhow::Result<SocketAddr> {
+    let text = match value.strip_prefix(':') {
+        Some(port) => format!("[::]:{port}"),
+        None => value.to_owned(),
+    };
+    text.parse().with_context(|| format!("{flag}={value}: not of the form [ADDRESS]:PORT"))
 }
 
 fn parse_mtu(text: &str) -> Result<Mtu, String> {

@@ -6,6 +6,7 @@ mod http;
 mod install_cni;
 mod logs;
 mod metrics;
+mod webhook;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
         Some(Command::InstallCni(args)) => {
             logs::start(cli.agent.log_level, cli.agent.log_format);
             install_cni::run(&args)
+        }
+        Some(Command::Webhook(args)) => {
+            logs::start(args.log_level, args.log_format);
+            webhook::run(&args)
         }
         None => run(&cli.agent),
     };
