@@ -9,6 +9,7 @@ mod config;
 mod discover;
 mod error;
 mod facts;
+pub mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod host;

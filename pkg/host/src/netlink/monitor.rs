@@ -28,7 +28,7 @@ use super::{address, link, nftables, parameter, route, rule};
 /// `_IPV4_NETCONF`, `_IPV6_NETCONF`.
 const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 /// `NFNLGRP_NFTABLES`.
-const NFTABLES_GROUP: u32 = 7;
+pub(crate) const NFTABLES_GROUP: u32 = 7;
 /// A datagram of notifications is one message, and a link's is the largest.
 const RECEIVE: usize = 64 << 10;
 /// What is received in one go; more than the socket holds at once.
@@ -369,8 +369,8 @@ impl Monitor {
     }
 }
 
-/// What became of receiving.
-enum Received {
+/// What became of receiving: the buffer was too small for what came when it is `Lost`.
+pub(crate) enum Received {
     Datagram,
     Again,
     Nothing,
@@ -378,7 +378,7 @@ enum Received {
     Broken,
 }
 
-fn received_as(result: io::Result<()>) -> Received {
+pub(crate) fn received_as(result: io::Result<()>) -> Received {
     match result {
         Ok(()) => Received::Datagram,
         Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {

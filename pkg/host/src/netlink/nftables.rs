@@ -12,14 +12,15 @@ pub(crate) const NFPROTO_IPV4: u8 = 2;
 pub(crate) const NFPROTO_IPV6: u8 = 10;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFNL_MSG_BATCH_BEGIN: u16 = 16;
-const NFNL_MSG_BATCH_END: u16 = 17;
+pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+pub(crate) const NFNL_MSG_BATCH_END: u16 = 17;
 const NFNL_BATCH_GENID: u16 = 1;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_GEN_PROC_PID: u16 = 2;
 const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub(crate) const NFT_MSG_NEWTABLE: u16 = 0;
+pub(crate) const NFT_MSG_DELTABLE: u16 = 2;
 pub(crate) const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_GETCHAIN: u16 = 4;
 pub(crate) const NFT_MSG_DELCHAIN: u16 = 5;
@@ -32,6 +33,8 @@ const NFT_MSG_GETGEN: u16 = 16;
 const KIND: u16 = 0xff;
 /// `struct nfgenmsg`: family, version, resource.
 const HEADER: usize = 4;
+/// `struct nlmsghdr`.
+pub(crate) const MESSAGE_HEADER: usize = 16;
 /// How often a change is tried again that somebody else's came in between.
 const TRIES: u32 = 5;
 
@@ -50,6 +53,11 @@ pub(crate) fn body<'a>(message: &Message<'a>) -> Attributes<'a> {
 /// The kind of an `nf_tables` message.
 pub(crate) fn kind(message: &Message<'_>) -> u16 {
     message.kind & KIND
+}
+
+/// Whether a message is this one of `nf_tables`.
+pub(crate) fn is_nftables(message: &Message<'_>, kind: u16) -> bool {
+    message.kind == NFNL_SUBSYS_NFTABLES << 8 | kind
 }
 
 /// The number of the rule set as it is; each change by anybody makes another.
@@ -81,19 +89,18 @@ pub(crate) fn commit(
 /// `ERESTART`, which the kernel answers to a stale batch and which has no name outside of it.
 const RESTART: Errno = Errno::from_raw_os_error(85);
 
+/// What a message at one of the ends of a batch holds: there the "resource" is the subsystem.
+pub(crate) fn end_of_batch() -> Vec<u8> {
+    let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    vec![0, 0, high, low]
+}
+
 /// Sends changes as one batch and waits for the verdict.
 fn send(socket: &mut Socket, changes: &[Request], generation: u32) -> Result<(), Refused> {
-    // For the ends of a batch the "resource" is the subsystem.
-    let end = |kind: u16| {
-        let mut payload = Writer(vec![0, 0]);
-        payload.0.extend(NFNL_SUBSYS_NFTABLES.to_be_bytes());
-        (kind, payload)
-    };
-    let (kind, mut payload) = end(NFNL_MSG_BATCH_BEGIN);
+    let mut payload = Writer(end_of_batch());
     payload.number(NFNL_BATCH_GENID, generation);
-    let begin = Request { kind, flags: 0, payload: payload.0 };
-    let (kind, payload) = end(NFNL_MSG_BATCH_END);
-    let end = Request { kind, flags: 0, payload: payload.0 };
+    let begin = Request { kind: NFNL_MSG_BATCH_BEGIN, flags: 0, payload: payload.0 };
+    let end = Request { kind: NFNL_MSG_BATCH_END, flags: 0, payload: end_of_batch() };
 
     let first = socket.reserve(changes.len() as u32 + 2);
     let last = first.wrapping_add(changes.len() as u32);
@@ -150,6 +157,11 @@ pub(crate) fn chain_exists(
 /// Whether there is no such thing, or no nftables for the family.
 fn is_absent(refused: &Refused) -> bool {
     matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT)
+}
+
+/// Removes a table with all that is in it.
+pub(crate) fn delete_table(socket: &mut Socket, family: u8, name: &str) -> Result<(), Refused> {
+    commit(socket, |_| Ok(vec![message(NFT_MSG_DELTABLE, 0, family, |to| to.text(1, name))]))
 }
 
 /// Reads a table of family `inet` as it was at one moment; `None` where there is none.

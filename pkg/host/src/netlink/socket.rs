@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const DUMP_TRIES: u32 = 8;
 
 const HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// Message of the extended acknowledgement, and the flag that says there is one.
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -404,7 +404,7 @@ pub(crate) fn enlarge(socket: &netlink_sys::Socket) {
 }
 
 /// What an acknowledgement says.
-fn outcome(message: &Message<'_>) -> Result<(), Refused> {
+pub(crate) fn outcome(message: &Message<'_>) -> Result<(), Refused> {
     let Some(Ok(code)) = message.payload.get(..4).map(<[u8; 4]>::try_from) else {
         return Err(Errno::PROTO.into());
     };
