@@ -21,11 +21,16 @@ mod probes;
 mod report;
 mod reporter;
 mod store;
+mod trim;
 pub mod view;
 
 pub use agent::{Agent, AgentError, Handle, Settings};
 pub use annotations::CHECK_IN;
-pub use backend::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
+pub use backend::{
+    Backend, BackendError, Event, NodePatch, PolicyEvent, PolicyFinding, WatchKind, WatchState,
+};
 pub use firewall::{Committed, Counted, Firewall, FirewallEvent, Logged, LoggedAt, Packet};
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
+pub use kilo_policy::Kind;
 pub use report::{DURATION_BUCKETS, Durations, ErrorEvent, Input, Query, Stats, Status, Summary};
+pub use trim::Trim;

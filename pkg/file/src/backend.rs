@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use kilo_agent::{Backend, BackendError, Event, NodePatch};
+use kilo_agent::{Backend, BackendError, Event, NodePatch, PolicyEvent};
 use kilo_mesh::Finding;
 use tokio::sync::mpsc;
 
@@ -36,7 +36,7 @@ const fn rest(hint: Hint) -> Duration {
 /// A file that is written for longer than this is read all the same.
 const LONGEST_WRITE: Duration = Duration::from_secs(10);
 
-/// Nodes and Peers from the `*.yaml`, `*.yml` and `*.json` files below a directory.
+/// Nodes and Peers, and what network policies are about, from the `*.yaml`, `*.yml` and `*.json` files below a directory.
 #[derive(Clone, Debug)]
 pub struct FileBackend {
     shared: Arc<Shared>,
@@ -45,6 +45,7 @@ pub struct FileBackend {
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
+    half: Half,
     store: Mutex<Store>,
     /// One patch at a time.
     patching: Mutex<()>,
@@ -52,22 +53,30 @@ struct Shared {
     swept: Once,
 }
 
+/// Which of the objects a store holds. The two are read apart: neither waits for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Half {
+    /// Nodes and Peers.
+    Mesh,
+    /// What network policies are about.
+    Policies,
+}
+
 impl FileBackend {
     /// A backend on this directory; it need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        let shared = Shared {
-            root: root.into(),
-            store: Mutex::default(),
-            patching: Mutex::default(),
-            swept: Once::new(),
-        };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared::new(root.into(), Half::Mesh)) }
     }
 }
 
 impl Backend for FileBackend {
     async fn run(&self, events: mpsc::Sender<Event>) -> Result<(), BackendError> {
-        Follower::new(self.shared.clone()).follow(events).await
+        Follower::new(self.shared.clone()).follow(events, Store::waiting, Store::events).await
+    }
+
+    async fn run_policy(&self, events: mpsc::Sender<PolicyEvent>) -> Result<(), BackendError> {
+        let shared = Arc::new(Shared::new(self.shared.root.clone(), Half::Policies));
+        Follower::new(shared).follow(events, Store::policies_waiting, Store::policy_events).await
     }
 
     async fn patch_node(&self, name: &str, patch: &NodePatch) -> Result<(), BackendError> {
@@ -94,6 +103,10 @@ fn is_forbidden(error: &WriteError) -> bool {
 }
 
 impl Shared {
+    fn new(root: PathBuf, half: Half) -> Self {
+        Self { root, half, store: Mutex::default(), patching: Mutex::default(), swept: Once::new() }
+    }
+
     /// A panic cannot leave the store half changed in a way that a next reading would not mend.
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
@@ -147,7 +160,10 @@ impl Shared {
     fn take(&self, store: &mut Store, file: &OsStr, now: Instant) -> bool {
         let path = self.root.join(file);
         match scan::read(&path) {
-            Ok((text, stamp)) => store.read(file, &text, stamp, device(&path)),
+            Ok((text, stamp)) => match self.half {
+                Half::Mesh => store.read(file, &text, stamp, device(&path)),
+                Half::Policies => store.read_policies(file, &text, stamp, device(&path)),
+            },
             Err(ReadError::Gone) => store.missing(file, now),
             Err(ReadError::Busy) => return false,
             Err(ReadError::Io(error)) => store.unreadable(file, &error.to_string()),
@@ -214,6 +230,14 @@ struct Due {
     since: Instant,
 }
 
+/// What the agent may be told.
+enum May {
+    Tell,
+    /// Only that there is nothing to read.
+    Wait,
+    Not,
+}
+
 struct Follower {
     shared: Arc<Shared>,
     /// None where the kernel refuses: then everything is found by comparing.
@@ -249,12 +273,20 @@ impl Follower {
     fn unwatched(&mut self, error: &std::io::Error) {
         let reason = error.to_string();
         if self.unwatched.as_ref() != Some(&reason) {
-            tracing::warn!(%reason, "Not every directory can be watched");
+            if self.shared.half == Half::Mesh {
+                tracing::warn!(%reason, "Not every directory can be watched");
+            }
             self.unwatched = Some(reason);
         }
     }
 
-    async fn follow(mut self, events: mpsc::Sender<Event>) -> Result<(), BackendError> {
+    /// Tells what the store has to say, by one of these while nothing has been told and by the other from then on.
+    async fn follow<E>(
+        mut self,
+        events: mpsc::Sender<E>,
+        waiting: fn(&mut Store) -> Vec<E>,
+        all: fn(&mut Store) -> Vec<E>,
+    ) -> Result<(), BackendError> {
         loop {
             let due = self.pending.values().map(|d| d.at).chain(self.rescan).min();
             let sleep = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + RESCAN).into());
@@ -268,7 +300,13 @@ impl Follower {
                     }
                 },
                 () = sleep => {
-                    for event in self.work().await? {
+                    let (vanished, whole) = self.work().await?;
+                    let told = match self.may_tell(Instant::now(), vanished, whole) {
+                        May::Tell => all(&mut self.shared.store()),
+                        May::Wait => waiting(&mut self.shared.store()),
+                        May::Not => Vec::new(),
+                    };
+                    for event in told {
                         if events.send(event).await.is_err() {
                             return Ok(());
                         }
@@ -302,8 +340,8 @@ impl Follower {
         }
     }
 
-    /// Does what is due and returns what the agent has to hear.
-    async fn work(&mut self) -> Result<Vec<Event>, BackendError> {
+    /// Does what is due; whether there is nothing to read, and whether everything could be.
+    async fn work(&mut self) -> Result<(bool, bool), BackendError> {
         let now = Instant::now();
         let full = self.rescan.is_some_and(|at| at <= now);
         let files: Vec<_> =
@@ -333,26 +371,25 @@ impl Follower {
         let period = if looked.vanished || self.holding { RESCAN_VANISHED } else { RESCAN };
         let planned = self.rescan.filter(|_| !full);
         self.rescan = planned.into_iter().chain(looked.again).chain([now + period]).min();
-        Ok(self.tell(now, looked.vanished, looked.whole))
+        Ok((looked.vanished, looked.whole))
     }
 
-    fn tell(&mut self, now: Instant, vanished: bool, whole: bool) -> Vec<Event> {
-        let mut store = self.shared.store();
+    fn may_tell(&mut self, now: Instant, vanished: bool, whole: bool) -> May {
         if self.holding {
             if vanished {
                 self.hold_until = None;
-                return store.waiting();
+                return May::Wait;
             }
             let until = *self.hold_until.get_or_insert(now + HOLD);
             if now < until && !(whole && self.pending.is_empty()) {
                 if self.pending.is_empty() {
                     self.rescan = Some(self.rescan.map_or(until, |r| r.min(until)));
                 }
-                return Vec::new();
+                return May::Not;
             }
             self.holding = false;
         }
-        store.events()
+        May::Tell
     }
 
     /// Looks below the root, and watches what is there before that is read.

@@ -6,6 +6,8 @@
 mod backend;
 mod documents;
 #[cfg(target_os = "linux")]
+mod policies;
+#[cfg(target_os = "linux")]
 mod scan;
 #[cfg(target_os = "linux")]
 mod store;

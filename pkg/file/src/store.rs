@@ -10,6 +10,7 @@ use kilo_agent::{Event, WatchKind, WatchState};
 use kilo_mesh::{Finding, NodeObject, PeerObject};
 
 use crate::documents::{Document, read_objects};
+use crate::policies::{Policies, Told};
 use crate::scan::{Found, Stamp};
 
 /// How long a file must be missing before its objects go: an editor may be between two renames.
@@ -20,17 +21,19 @@ pub const GRACE_AFTER_RETURN: Duration = Duration::from_secs(30);
 
 /// One file, as it was when it could last be read; each document that cannot be read keeps its last objects.
 #[derive(Debug, Default)]
-struct Source {
+pub(crate) struct Source {
+    /// Only these, or none of them: a store holds one half.
+    pub(crate) policies: Policies,
     nodes: BTreeMap<String, Arc<NodeObject>>,
     peers: BTreeMap<String, Arc<PeerObject>>,
     findings: Vec<(WatchKind, Finding)>,
     stamp: Option<Stamp>,
     /// The file system of its directory.
     device: u64,
-    missing: Option<Instant>,
+    pub(crate) missing: Option<Instant>,
     /// Why it stays although it is missing.
     kept: Option<String>,
-    whole: bool,
+    pub(crate) whole: bool,
 }
 
 /// All objects, one of each name.
@@ -45,13 +48,14 @@ struct View {
 /// All files below a directory.
 #[derive(Debug, Default)]
 pub struct Store {
-    sources: BTreeMap<OsString, Source>,
+    pub(crate) sources: BTreeMap<OsString, Source>,
     /// What is wrong with the directory and those in it.
     findings: Vec<Finding>,
     /// Why there is nothing to read.
     vanished: Option<String>,
     returned: Option<Instant>,
     told: Option<View>,
+    pub(crate) told_policies: Told,
     told_vanished: Option<String>,
 }
 
@@ -59,9 +63,8 @@ impl Store {
     /// Takes the content of a file.
     pub fn read(&mut self, path: &OsStr, text: &[u8], stamp: Stamp, device: u64) {
         let shown = path.to_string_lossy();
-        let source = self.sources.entry(path.to_owned()).or_default();
-        let mut last = std::mem::take(source);
-        *source = Source { stamp: Some(stamp), device, whole: true, ..Source::default() };
+        let mut last = self.sources.remove(path).unwrap_or_default();
+        let source = self.begin(path, stamp, device);
         let mut keep_all = false;
         if text.iter().all(u8::is_ascii_whitespace) {
             let reason =
@@ -103,6 +106,23 @@ impl Store {
             last.nodes.into_iter().for_each(|(name, node)| keep(&mut source.nodes, &name, Some(node)));
             last.peers.into_iter().for_each(|(name, peer)| keep(&mut source.peers, &name, Some(peer)));
         }
+    }
+
+    /// A file is there and has been read.
+    pub(crate) fn begin(&mut self, path: &OsStr, stamp: Stamp, device: u64) -> &mut Source {
+        let source = self.sources.entry(path.to_owned()).or_default();
+        let policies = std::mem::take(&mut source.policies);
+        *source = Source { policies, stamp: Some(stamp), device, whole: true, ..Source::default() };
+        source
+    }
+
+    /// Why there is nothing to read, if that has changed since it was asked last.
+    pub(crate) fn new_state(&mut self) -> Option<Option<String>> {
+        if self.told_vanished == self.vanished {
+            return None;
+        }
+        self.told_vanished.clone_from(&self.vanished);
+        Some(self.vanished.clone())
     }
 
     /// A file is there and cannot be read.
@@ -250,23 +270,19 @@ impl Store {
         }
         self.told = Some(view);
         // Behind the lists, which say as well that a watch is up.
-        if self.told_vanished != self.vanished {
-            for kind in [WatchKind::Nodes, WatchKind::Peers] {
-                let state = self.vanished.clone().map_or(WatchState::Up, WatchState::Down);
-                events.push(Event::Watch(kind, state));
-            }
-            self.told_vanished.clone_from(&self.vanished);
+        if let Some(vanished) = self.new_state() {
+            let state = vanished.map_or(WatchState::Up, WatchState::Down);
+            events.extend([WatchKind::Nodes, WatchKind::Peers].map(|kind| Event::Watch(kind, state.clone())));
         }
         events
     }
 
     /// That nothing can be told yet, and why; once for each reason.
     pub fn waiting(&mut self) -> Vec<Event> {
-        if self.vanished.is_none() || self.told_vanished == self.vanished {
+        if self.vanished.is_none() {
             return Vec::new();
         }
-        self.told_vanished.clone_from(&self.vanished);
-        let reason = self.vanished.clone().unwrap_or_default();
+        let Some(Some(reason)) = self.new_state() else { return Vec::new() };
         [WatchKind::Nodes, WatchKind::Peers]
             .map(|kind| Event::Watch(kind, WatchState::Down(reason.clone())))
             .to_vec()

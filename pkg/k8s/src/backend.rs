@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kilo_agent::{Backend, BackendError, Event, NodePatch, WatchKind};
+use kilo_agent::{
+    Backend, BackendError, Event, NodePatch, PolicyEvent, PolicyFinding, WatchKind, WatchState,
+};
 use kilo_mesh::{Finding, NodeObject, PeerObject};
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client, Resource};
+use kube::runtime::events::Reporter;
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -16,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::crd::CRD_NAME;
 use crate::error::CallError;
 use crate::object::{SlimNode, SlimPeer};
+use crate::policies;
 use crate::watch::{Convert, follow};
 
 /// How long a request may take that is no watch.
@@ -28,6 +35,8 @@ const PAGE: u32 = 500;
 pub struct KubernetesBackend {
     client: Client,
     topology_label: String,
+    /// What we are called in Events.
+    reporter: Reporter,
     /// Annotations of the Node that was patched last, as the server last told them.
     own: Mutex<Option<(String, BTreeMap<String, String>)>>,
 }
@@ -35,7 +44,8 @@ pub struct KubernetesBackend {
 impl KubernetesBackend {
     /// A backend that keeps no other label of Nodes than this one.
     pub fn new(client: Client, topology_label: impl Into<String>) -> Self {
-        Self { client, topology_label: topology_label.into(), own: Mutex::default() }
+        let reporter = Reporter { controller: "kilo.squat.ai/kg".to_owned(), instance: None };
+        Self { client, topology_label: topology_label.into(), reporter, own: Mutex::default() }
     }
 
     fn own(&self) -> MutexGuard<'_, Option<(String, BTreeMap<String, String>)>> {
@@ -58,11 +68,32 @@ impl Backend for KubernetesBackend {
             () = events.closed() => return Ok(()),
             checked = check_definition(&self.client) => checked?,
         }
-        let convert = Nodes(self);
-        let nodes = follow(Api::all(self.client.clone()), WatchKind::Nodes, &convert, &events);
-        let peers = follow(Api::all(self.client.clone()), WatchKind::Peers, &Peers, &events);
+        let nodes = follow(Api::all(self.client.clone()), Listing::new(Nodes(self)), &events);
+        let peers = follow(Api::all(self.client.clone()), Listing::new(Peers), &events);
         tokio::join!(nodes, peers);
         Ok(())
+    }
+
+    async fn run_policy(&self, events: mpsc::Sender<PolicyEvent>) -> Result<(), BackendError> {
+        tokio::join!(
+            policies::follow_kind::<Pod>(&self.client, &events),
+            policies::follow_kind::<Namespace>(&self.client, &events),
+            policies::follow_kind::<NetworkPolicy>(&self.client, &events),
+            policies::follow_kind::<Service>(&self.client, &events),
+            policies::follow_kind::<EndpointSlice>(&self.client, &events),
+        );
+        Ok(())
+    }
+
+    async fn show(&self, finding: &PolicyFinding) -> Result<(), BackendError> {
+        let action =
+            format!("writing an Event on {} {}/{}", finding.kind.name(), finding.namespace, finding.name);
+        patient(policies::show(&self.client, &self.reporter, finding)).await.map_err(|error| {
+            match error.code() {
+                Some(403) => BackendError::Forbidden { action, source: Box::new(error) },
+                Some(_) | None => BackendError::Failed { action, source: Box::new(error) },
+            }
+        })
     }
 
     async fn patch_node(&self, name: &str, patch: &NodePatch) -> Result<(), BackendError> {
@@ -172,10 +203,77 @@ where
     }
 }
 
+/// What becomes of the objects of a kind of the mesh.
+trait Mesh<K: Resource<DynamicType = ()>>: Send {
+    const KIND: WatchKind;
+    type Object: Send;
+    fn read(&self, object: K) -> Result<Self::Object, Finding>;
+    fn all(&self, objects: Vec<Self::Object>, findings: Vec<Finding>) -> Event;
+    fn applied(&self, object: Self::Object) -> Event;
+    fn deleted(&self, name: String) -> Event;
+}
+
+/// The list of a kind of the mesh, while it comes in.
+struct Listing<T, O> {
+    mesh: T,
+    objects: Vec<O>,
+    findings: Vec<Finding>,
+}
+
+impl<T, O> Listing<T, O> {
+    fn new(mesh: T) -> Self {
+        Self { mesh, objects: Vec::new(), findings: Vec::new() }
+    }
+}
+
+impl<K, T> Convert<K> for Listing<T, T::Object>
+where
+    K: Resource<DynamicType = ()>,
+    T: Mesh<K>,
+{
+    type Event = Event;
+
+    fn restarted(&mut self) {
+        self.objects.clear();
+        self.findings.clear();
+    }
+
+    fn listed(&mut self, object: K, _: &mut Vec<Event>) {
+        match self.mesh.read(object) {
+            Ok(object) => self.objects.push(object),
+            Err(finding) => self.findings.push(finding),
+        }
+    }
+
+    fn synced(&mut self, out: &mut Vec<Event>) {
+        let (objects, findings) = (std::mem::take(&mut self.objects), std::mem::take(&mut self.findings));
+        out.push(self.mesh.all(objects, findings));
+    }
+
+    fn applied(&mut self, object: K, out: &mut Vec<Event>) {
+        let name = object.name_any();
+        out.push(match self.mesh.read(object) {
+            Ok(object) => self.mesh.applied(object),
+            Err(finding) => Event::Malformed(T::KIND, name, finding),
+        });
+    }
+
+    fn deleted(&mut self, object: &K, out: &mut Vec<Event>) {
+        out.push(self.mesh.deleted(object.name_any()));
+    }
+
+    fn state(&self, state: WatchState) -> Event {
+        Event::Watch(T::KIND, state)
+    }
+}
+
 struct Nodes<'b>(&'b KubernetesBackend);
 
-impl Convert<SlimNode, NodeObject> for Nodes<'_> {
-    fn convert(&self, node: SlimNode) -> Result<NodeObject, Finding> {
+impl Mesh<SlimNode> for Nodes<'_> {
+    const KIND: WatchKind = WatchKind::Nodes;
+    type Object = NodeObject;
+
+    fn read(&self, node: SlimNode) -> Result<NodeObject, Finding> {
         let node = node.into_node(&self.0.topology_label);
         self.0.note(&node);
         Ok(node)
@@ -197,8 +295,11 @@ impl Convert<SlimNode, NodeObject> for Nodes<'_> {
 
 struct Peers;
 
-impl Convert<SlimPeer, PeerObject> for Peers {
-    fn convert(&self, peer: SlimPeer) -> Result<PeerObject, Finding> {
+impl Mesh<SlimPeer> for Peers {
+    const KIND: WatchKind = WatchKind::Peers;
+    type Object = PeerObject;
+
+    fn read(&self, peer: SlimPeer) -> Result<PeerObject, Finding> {
         peer.into_peer()
     }
 

@@ -7,6 +7,7 @@ mod client;
 mod crd;
 mod error;
 mod object;
+mod policies;
 mod watch;
 
 pub use backend::{KubernetesBackend, list};

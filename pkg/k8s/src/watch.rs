@@ -2,14 +2,14 @@
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
+use std::marker::PhantomData;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kilo_agent::{Event, WatchKind, WatchState};
-use kilo_mesh::Finding;
+use kilo_agent::WatchState;
 use kube::runtime::watcher;
-use kube::{Api, Resource, ResourceExt};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
@@ -25,29 +25,31 @@ const WATCH_SECONDS: u32 = 240;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a kind of object becomes.
-pub trait Convert<K, T>: Send + Sync {
-    /// The object, or what is wrong with it.
-    fn convert(&self, object: K) -> Result<T, Finding>;
-    /// All of them.
-    fn all(&self, objects: Vec<T>, findings: Vec<Finding>) -> Event;
-    /// One that is there or has changed.
-    fn applied(&self, object: T) -> Event;
-    /// One that is gone.
-    fn deleted(&self, name: String) -> Event;
+/// What the objects of a kind become. Whatever is to be told now goes to the end of `out`.
+pub trait Convert<K>: Send {
+    /// What is told.
+    type Event: Send;
+    /// A list begins; what came of one that broke does not count.
+    fn restarted(&mut self);
+    /// An object of the list.
+    fn listed(&mut self, object: K, out: &mut Vec<Self::Event>);
+    /// The list is complete.
+    fn synced(&mut self, out: &mut Vec<Self::Event>);
+    /// An object that is there or has changed.
+    fn applied(&mut self, object: K, out: &mut Vec<Self::Event>);
+    /// An object that is gone.
+    fn deleted(&mut self, object: &K, out: &mut Vec<Self::Event>);
+    /// How the watch is doing.
+    fn state(&self, state: WatchState) -> Self::Event;
 }
 
 /// Watches for as long as somebody listens.
-pub async fn follow<K, T>(
-    api: Api<K>,
-    kind: WatchKind,
-    convert: &dyn Convert<K, T>,
-    events: &mpsc::Sender<Event>,
-) where
+pub async fn follow<K, C>(api: Api<K>, convert: C, events: &mpsc::Sender<C::Event>)
+where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-    T: Send,
+    C: Convert<K>,
 {
-    let mut watch = Watch { kind, convert, events, streaming: true, down: None };
+    let mut watch = Watch { convert, events, streaming: true, down: None, kind: PhantomData };
     let mut pause = FIRST_PAUSE;
     loop {
         let mut began = false;
@@ -75,22 +77,23 @@ fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + random as f64 / 1024.0)
 }
 
-struct Watch<'w, K, T> {
-    kind: WatchKind,
-    convert: &'w dyn Convert<K, T>,
-    events: &'w mpsc::Sender<Event>,
+struct Watch<'w, K, C: Convert<K>> {
+    convert: C,
+    events: &'w mpsc::Sender<C::Event>,
     /// Whether all there is comes as part of the watch.
     streaming: bool,
     /// What was last said about it.
     down: Option<String>,
+    kind: PhantomData<fn(K)>,
 }
 
 /// Nobody listens any more.
 struct Closed;
 
-impl<K, T> Watch<'_, K, T>
+impl<K, C> Watch<'_, K, C>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    C: Convert<K>,
 {
     /// Watches until something breaks; `Ok` when nobody listens any more.
     async fn once(&mut self, api: Api<K>, began: &mut bool) -> Result<(), CallError> {
@@ -102,7 +105,7 @@ where
         };
         let events = self.events;
         let mut stream = pin!(watcher(api, config));
-        let (mut objects, mut findings) = (Vec::new(), Vec::new());
+        let mut out = Vec::new();
         loop {
             let next = async {
                 if *began {
@@ -115,45 +118,31 @@ where
                 event = next => event?,
             };
             let Some(event) = event.transpose()? else { return Err(CallError::Silent(Duration::ZERO)) };
-            let told = match event {
+            match event {
                 watcher::Event::Init => {
-                    objects.clear();
-                    findings.clear();
+                    self.convert.restarted();
                     *began = false;
-                    Ok(())
                 }
-                watcher::Event::InitApply(object) => {
-                    match self.convert.convert(object) {
-                        Ok(object) => objects.push(object),
-                        Err(finding) => findings.push(finding),
-                    }
-                    Ok(())
-                }
+                watcher::Event::InitApply(object) => self.convert.listed(object, &mut out),
                 watcher::Event::InitDone => {
                     *began = true;
-                    let all = self.convert.all(std::mem::take(&mut objects), std::mem::take(&mut findings));
-                    self.tell(all).await
+                    self.convert.synced(&mut out);
                 }
-                watcher::Event::Apply(object) => {
-                    let name = object.name_any();
-                    let event = match self.convert.convert(object) {
-                        Ok(object) => self.convert.applied(object),
-                        Err(finding) => Event::Malformed(self.kind, name, finding),
-                    };
-                    self.tell(event).await
+                watcher::Event::Apply(object) => self.convert.applied(object, &mut out),
+                watcher::Event::Delete(object) => self.convert.deleted(&object, &mut out),
+            }
+            for event in out.drain(..) {
+                if self.tell(event).await.is_err() {
+                    return Ok(());
                 }
-                watcher::Event::Delete(object) => self.tell(self.convert.deleted(object.name_any())).await,
-            };
-            if told.is_err() {
-                return Ok(());
             }
         }
     }
 
     /// Passes an event on, and that the watch is back.
-    async fn tell(&mut self, event: Event) -> Result<(), Closed> {
+    async fn tell(&mut self, event: C::Event) -> Result<(), Closed> {
         if self.down.take().is_some() {
-            let up = Event::Watch(self.kind, WatchState::Up);
+            let up = self.convert.state(WatchState::Up);
             self.events.send(up).await.map_err(|_| Closed)?;
         }
         self.events.send(event).await.map_err(|_| Closed)
@@ -166,6 +155,6 @@ where
             return Ok(());
         }
         self.down = Some(reason.clone());
-        self.events.send(Event::Watch(self.kind, WatchState::Down(reason))).await.map_err(|_| Closed)
+        self.events.send(self.convert.state(WatchState::Down(reason))).await.map_err(|_| Closed)
     }
 }

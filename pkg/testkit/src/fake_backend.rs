@@ -1,10 +1,13 @@
 //! A cluster in memory: objects go in, events come out, and our own Node can be written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kilo_agent::{Backend, BackendError, Event, NodePatch, WatchKind, WatchState};
+use kilo_agent::{
+    Backend, BackendError, Event, Kind, NodePatch, PolicyEvent, PolicyFinding, WatchKind, WatchState,
+};
 use kilo_mesh::{NodeObject, PeerObject};
+use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
 
 /// The objects of a fake cluster and what was written to it.
@@ -12,6 +15,11 @@ use tokio::sync::{broadcast, mpsc};
 pub struct Cluster {
     nodes: BTreeMap<String, NodeObject>,
     peers: BTreeMap<String, PeerObject>,
+    policy: BTreeMap<(Kind, String, String), Value>,
+    /// Kinds of which the list never ends.
+    pub endless: BTreeSet<Kind>,
+    /// Every finding that was shown.
+    pub shown: Vec<PolicyFinding>,
     /// Every patch, with the name of its Node.
     pub patches: Vec<(String, NodePatch)>,
     /// Patches fail while this is set.
@@ -25,11 +33,13 @@ pub struct Cluster {
 pub struct FakeBackend {
     cluster: Arc<Mutex<Cluster>>,
     events: broadcast::Sender<Event>,
+    policy_events: broadcast::Sender<PolicyEvent>,
 }
 
 impl Default for FakeBackend {
     fn default() -> Self {
-        Self { cluster: Arc::default(), events: broadcast::channel(4096).0 }
+        let (events, policy_events) = (broadcast::channel(4096).0, broadcast::channel(4096).0);
+        Self { cluster: Arc::default(), events, policy_events }
     }
 }
 
@@ -62,10 +72,58 @@ impl FakeBackend {
         self.tell(Event::PeerDeleted(name.to_owned()));
     }
 
+    /// Creates or changes an object that network policies are about.
+    pub fn apply_policy(&self, kind: Kind, object: Value) {
+        self.cluster().policy.insert(key(kind, &object), object.clone());
+        self.tell_policy(PolicyEvent::Applied(kind, object));
+    }
+
+    /// Deletes one.
+    pub fn delete_policy(&self, kind: Kind, namespace: &str, name: &str) {
+        self.cluster().policy.remove(&(kind, namespace.to_owned(), name.to_owned()));
+        self.tell_policy(PolicyEvent::Deleted(kind, namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Takes one away of which nobody hears before the next list.
+    pub fn lose_policy(&self, kind: Kind, namespace: &str, name: &str) {
+        self.cluster().policy.remove(&(kind, namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Lists a kind anew.
+    pub fn list_policy(&self, kind: Kind) {
+        let events = self.cluster().list(kind);
+        events.into_iter().for_each(|event| self.tell_policy(event));
+    }
+
+    /// Tells any event about such objects.
+    pub fn tell_policy(&self, event: PolicyEvent) {
+        // Without a listener there is nobody to tell.
+        let _ = self.policy_events.send(event);
+    }
+
     /// Tells any event.
     pub fn tell(&self, event: Event) {
         // Without a listener there is nobody to tell.
         let _ = self.events.send(event);
+    }
+}
+
+/// All kinds that network policies are about.
+const KINDS: [Kind; 5] =
+    [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Service, Kind::EndpointSlice];
+
+fn key(kind: Kind, object: &Value) -> (Kind, String, String) {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+    (kind, text("namespace"), text("name"))
+}
+
+impl Cluster {
+    /// A list of a kind, as events; its end is missing where it never comes.
+    fn list(&self, kind: Kind) -> Vec<PolicyEvent> {
+        let objects = self.policy.iter().filter(|((of, _, _), _)| *of == kind);
+        let applied = objects.map(|(_, object)| PolicyEvent::Applied(kind, object.clone()));
+        let end = (!self.endless.contains(&kind)).then_some(PolicyEvent::Synced(kind));
+        std::iter::once(PolicyEvent::Restarted(kind)).chain(applied).chain(end).collect()
     }
 }
 
@@ -88,6 +146,30 @@ impl Backend for FakeBackend {
                 break;
             }
         }
+        Ok(())
+    }
+
+    async fn run_policy(&self, events: mpsc::Sender<PolicyEvent>) -> Result<(), BackendError> {
+        let (mut heard, first) = {
+            let cluster = self.cluster();
+            let first: Vec<_> = KINDS.into_iter().flat_map(|kind| cluster.list(kind)).collect();
+            (self.policy_events.subscribe(), first)
+        };
+        for event in first {
+            if events.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
+        while let Ok(event) = heard.recv().await {
+            if events.send(event).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn show(&self, finding: &PolicyFinding) -> Result<(), BackendError> {
+        self.cluster().shown.push(finding.clone());
         Ok(())
     }
 

@@ -29,6 +29,12 @@ async fn nothing_is_removed_before_both_lists_are_there() {
             let _ = events.send(Event::Watch(WatchKind::Peers, WatchState::Down("slow".into()))).await;
             std::future::pending().await
         }
+        async fn run_policy(
+            &self,
+            events: tokio::sync::mpsc::Sender<kilo_agent::PolicyEvent>,
+        ) -> Result<(), kilo_agent::BackendError> {
+            self.0.run_policy(events).await
+        }
         async fn patch_node(
             &self,
             name: &str,
