@@ -212,7 +212,7 @@ fn our_table_is_reached_and_watched(world: &World) -> Result<()> {
         reach(&mut host, &desired).await?;
         // A refused change names itself, and changes nothing.
         let change = kilo_nftables::Change::DeleteSet("nothing".into());
-        let transaction = kilo_nftables::Transaction { table: "kilo".into(), changes: vec![change] };
+        let transaction = kilo_nftables::Transaction { table: "kilo".into(), changes: vec![change], ..Default::default() };
         let error = host.apply(&[Op::Nftables(transaction)]).await.remove(0).err().context("it is not refused")?;
         ensure!(error.action.contains("kilo") && error.action.contains("nothing"), "{}", error.action);
         apply(&mut host, &[]).await?;

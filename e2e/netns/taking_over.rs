@@ -40,7 +40,7 @@ fn chains_go_and_what_others_have_in_them_stays(world: &World) -> Result<()> {
         let mut host = open(config(world)).await?;
         // Nothing goes before ours could be put in its place.
         let change = kilo_nftables::Change::DeleteSet("nothing".into());
-        let refused = kilo_nftables::Transaction { table: "kilo".into(), changes: vec![change] };
+        let refused = kilo_nftables::Transaction { table: "kilo".into(), changes: vec![change], ..Default::default() };
         let chain = Op::RemoveChain { ipv6: false, chain: UpstreamChain::Nat };
         let before = saved()?;
         let answers = host.apply(&[Op::Nftables(refused), chain]).await;

@@ -5,8 +5,10 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|datagram: &[u8]| {
     kilo_host::fuzzing::netlink(datagram);
-    let mut dump = kilo_nftables::Dump::new("kilo");
-    if dump.read(datagram).is_ok() {
-        let _read = dump.finish();
+    for family in [kilo_nftables::TableFamily::Inet, kilo_nftables::TableFamily::Bridge] {
+        let mut dump = kilo_nftables::Dump::new(family, "kilo");
+        if dump.read(datagram).is_ok() {
+            let _text = dump.finish().map(|table| table.to_text());
+        }
     }
 });

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kilo_nftables::{IpRange, Ranges};
+use kilo_nftables::{IpRange, Ranges, Set};
 use kilo_state::Touched;
 use kilo_wireguard::PublicKey;
 
@@ -259,8 +259,8 @@ impl Work<'_> {
         ];
         for (name, nets) in lists {
             let name = table::set_for(name, net);
-            let Some(set) = table.sets.get_mut(&name) else { continue };
-            change(&mut set.ranges, nets)?;
+            let Some(ranges) = table.sets.get_mut(&name).and_then(Set::ranges_mut) else { continue };
+            change(ranges, nets)?;
             // A range may have become one with its neighbours, or have been cut off from them.
             self.touched.elements.entry(name).or_default().add(IpRange::from(net).widened());
         }

@@ -59,6 +59,11 @@ impl Writer {
         self.bytes(number, &value.to_be_bytes());
     }
 
+    /// Writes a number of eight bytes in network order.
+    pub fn long(&mut self, number: u16, value: u64) {
+        self.bytes(number, &value.to_be_bytes());
+    }
+
     /// Writes a text with the zero at its end.
     pub fn text(&mut self, number: u16, text: &str) {
         self.attribute(number, |w| {
@@ -103,6 +108,11 @@ impl<'a> Attributes<'a> {
     /// The number in network order in the attribute of this number.
     pub fn number(self, number: u16) -> Option<u32> {
         self.get(number)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    /// The number of eight bytes in network order in the attribute of this number.
+    pub fn long(self, number: u16) -> Option<u64> {
+        self.get(number)?.try_into().ok().map(u64::from_be_bytes)
     }
 
     /// The text in the attribute of this number, up to its zero.

@@ -1,13 +1,15 @@
 //! Transactions as one netlink batch, and the requests that read a table.
 
-use std::net::IpAddr;
-
 use crate::attr::{Header, Writer};
-use crate::kernel::{self, batch, chain, data, element, flag, msg, rule, set, table};
-use crate::{Base, ChainType, Change, Family, Hook, IpRange, Policy, Rule, SetKey, Transaction};
+use crate::kernel::{self, batch, chain, element, flag, msg, object, rule, set, table};
+use crate::{
+    Base, ChainType, Change, Element, Hook, Place, Policy, Rule, SetKind, TableFamily, Transaction, expr,
+};
 
-/// An attribute that holds attributes is limited to 64 KiB, and a range of IPv6 takes 64 bytes.
-const RANGES_PER_MESSAGE: usize = 500;
+/// An attribute that holds attributes is limited to 64 KiB.
+const BYTES_PER_MESSAGE: usize = 60_000;
+/// Elements that the kernel is given at once.
+const ELEMENTS_PER_MESSAGE: usize = 1_000;
 
 /// A batch to be sent as one datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,63 +20,31 @@ pub struct Batch {
     pub acknowledged: u32,
     /// The sequence number of the batch's first message.
     first: u32,
-    /// The change that each message between the first and the last belongs to.
-    changes: Vec<usize>,
+    /// The transaction and the change that each message between the first and the last belongs to.
+    changes: Vec<(usize, usize)>,
 }
 
 impl Batch {
     /// The index of the change that the message of this sequence number carries out, for errors that name it.
     pub fn change(&self, seq: u32) -> Option<usize> {
+        self.place(seq).map(|(_, change)| change)
+    }
+
+    /// The index of the transaction, and that of the change in it, that the message of this sequence number
+    /// carries out.
+    pub fn place(&self, seq: u32) -> Option<(usize, usize)> {
         let i = seq.wrapping_sub(self.first).checked_sub(1)?;
         self.changes.get(usize::try_from(i).ok()?).copied()
     }
-}
 
-/// What of a table is to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Query<'a> {
-    /// The table itself; the kernel answers `ENOENT` where it is not there.
-    Table,
-    /// The chains of all tables of family `inet`.
-    Chains,
-    /// The rules of the table.
-    Rules,
-    /// The sets of the table, without elements.
-    Sets,
-    /// The elements of the set of this name.
-    Elements(&'a str),
-}
-
-impl Query<'_> {
-    /// The request for the table of this name, with this sequence number.
-    pub fn encode(self, name: &str, seq: u32) -> Vec<u8> {
-        let (message, flags) = match self {
-            Self::Table => (msg::GET_TABLE, flag::ACK),
-            Self::Chains => (msg::GET_CHAIN, flag::DUMP),
-            Self::Rules => (msg::GET_RULE, flag::DUMP),
-            Self::Sets => (msg::GET_SET, flag::DUMP),
-            Self::Elements(_) => (msg::GET_ELEMENTS, flag::DUMP),
-        };
-        let mut w = Writer::default();
-        let flags = flag::REQUEST | flags;
-        w.message(&Header { message, flags, seq, family: kernel::INET, resource: 0 }, |w| {
-            // The number of the attribute is the same for all kinds.
-            w.text(table::NAME, name);
-            if let Self::Elements(set) = self {
-                w.text(element::SET, set);
-            }
-        });
-        w.0
-    }
-}
-
-impl Transaction {
-    /// The batch of this transaction, its messages numbered from `seq`. With a generation the kernel refuses
-    /// the batch (`ERESTART`) once anybody has changed any table since.
-    pub fn encode(&self, seq: u32, generation: Option<u32>) -> Batch {
+    /// The batch of several transactions, all or nothing, its messages numbered from `seq`. With a generation
+    /// the kernel refuses the batch (`ERESTART`) once anybody has changed any table since.
+    pub fn encode(transactions: &[Transaction], seq: u32, generation: Option<u32>) -> Self {
         let mut messages = Vec::new();
-        for (i, change) in self.changes.iter().enumerate() {
-            messages.extend(parts(change).map(|part| (i, part)));
+        for (t, transaction) in transactions.iter().enumerate() {
+            for (i, change) in transaction.changes.iter().enumerate() {
+                messages.extend(parts(change).into_iter().map(|part| ((t, i), transaction, part)));
+            }
         }
         let mut w = Writer::default();
         let mut next = seq;
@@ -90,41 +60,129 @@ impl Transaction {
                 w.number(batch::GENERATION, generation);
             }
         });
-        for (i, (_, part)) in messages.iter().enumerate() {
+        for (i, (_, transaction, part)) in messages.iter().enumerate() {
             next = next.wrapping_add(1);
             // Kernels before 6.10 never acknowledge the end of a batch, later ones not when it failed.
             let ack = if i + 1 == messages.len() { flag::ACK } else { 0 };
-            let (message, flags) = kind(part.change);
-            let flags = flag::REQUEST | flags | ack;
-            let header = Header { message, flags, seq: next, family: kernel::INET, resource: 0 };
-            w.message(&header, |w| write_change(w, &self.table, part, next));
+            let (message, flags) = kind(part.change());
+            let (flags, family) = (flag::REQUEST | flags | ack, transaction.family);
+            let header = Header { message, flags, seq: next, family: family.number(), resource: 0 };
+            w.message(&header, |w| {
+                // The table's name has the same number in messages of all kinds.
+                w.text(table::NAME, &transaction.table);
+                write_part(w, family, part, next);
+            });
         }
         w.message(&Header { seq: next.wrapping_add(1), ..end(msg::BATCH_END) }, |_| {});
-        let changes = messages.iter().map(|(i, _)| *i).collect();
-        Batch { bytes: w.0, acknowledged: next, first: seq, changes }
+        let changes = messages.iter().map(|(place, ..)| *place).collect();
+        Self { bytes: w.0, acknowledged: next, first: seq, changes }
     }
 }
 
-/// A change, or some of the ranges of one.
-struct Part<'a> {
-    change: &'a Change,
-    ranges: &'a [IpRange],
+/// What of a table is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Query<'a> {
+    /// The table itself; the kernel answers `ENOENT` where it is not there.
+    Table,
+    /// The chains of all tables of the family.
+    Chains,
+    /// The rules of the table.
+    Rules,
+    /// The sets of the table, without elements.
+    Sets,
+    /// The named counters of the table.
+    Counters,
+    /// The elements of the set of this name.
+    Elements(&'a str),
 }
 
-fn parts(change: &Change) -> Box<dyn Iterator<Item = Part<'_>> + '_> {
+impl Query<'_> {
+    /// All but the elements, in the order in which a [`crate::Dump`] asks for them.
+    pub const ALL: [Self; 5] = [Self::Table, Self::Counters, Self::Chains, Self::Rules, Self::Sets];
+
+    /// The request for the table of this family and name, with this sequence number.
+    pub fn encode(self, family: TableFamily, name: &str, seq: u32) -> Vec<u8> {
+        let (message, flags) = match self {
+            Self::Table => (msg::GET_TABLE, flag::ACK),
+            Self::Chains => (msg::GET_CHAIN, flag::DUMP),
+            Self::Rules => (msg::GET_RULE, flag::DUMP),
+            Self::Sets => (msg::GET_SET, flag::DUMP),
+            Self::Counters => (msg::GET_OBJECT, flag::DUMP),
+            Self::Elements(_) => (msg::GET_ELEMENTS, flag::DUMP),
+        };
+        let mut w = Writer::default();
+        let flags = flag::REQUEST | flags;
+        w.message(&Header { message, flags, seq, family: family.number(), resource: 0 }, |w| {
+            // The number of the attribute is the same for all kinds.
+            w.text(table::NAME, name);
+            match self {
+                Self::Elements(set) => w.text(element::SET, set),
+                Self::Counters => w.number(object::TYPE, object::COUNTER),
+                Self::Table | Self::Chains | Self::Rules | Self::Sets => {}
+            }
+        });
+        w.0
+    }
+}
+
+impl Transaction {
+    /// The batch of this transaction alone.
+    pub fn encode(&self, seq: u32, generation: Option<u32>) -> Batch {
+        Batch::encode(std::slice::from_ref(self), seq, generation)
+    }
+}
+
+/// A change, or some of the elements of one.
+enum Part<'a> {
+    Whole(&'a Change),
+    Add(&'a Change, &'a str, &'a [Element]),
+    Delete(&'a Change, &'a str, &'a [Place]),
+}
+
+impl<'a> Part<'a> {
+    fn change(&self) -> &'a Change {
+        match self {
+            Self::Whole(change) | Self::Add(change, ..) | Self::Delete(change, ..) => change,
+        }
+    }
+}
+
+fn parts(change: &Change) -> Vec<Part<'_>> {
     match change {
-        Change::AddElements { ranges, .. } | Change::DeleteElements { ranges, .. } => {
-            Box::new(ranges.chunks(RANGES_PER_MESSAGE).map(move |ranges| Part { change, ranges }))
+        Change::AddElements { set, elements } => {
+            let size = |e: &Element| crate::element::size(&e.place, Some(&e.item));
+            chunks(elements, size).map(|some| Part::Add(change, set, some)).collect()
+        }
+        Change::DeleteElements { set, places } => {
+            let size = |place: &Place| crate::element::size(place, None);
+            chunks(places, size).map(|some| Part::Delete(change, set, some)).collect()
         }
         Change::AddTable { .. }
         | Change::DeleteTable
         | Change::AddSet { .. }
         | Change::DeleteSet(_)
+        | Change::AddCounter(_)
+        | Change::DeleteCounter(_)
         | Change::AddChain { .. }
         | Change::FlushChain(_)
         | Change::DeleteChain(_)
-        | Change::AddRule { .. } => Box::new(std::iter::once(Part { change, ranges: &[] })),
+        | Change::AddRule { .. } => vec![Part::Whole(change)],
     }
+}
+
+/// A list cut into parts that fit into a message each.
+fn chunks<T>(mut rest: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |item: &T| {
+            bytes += size(item);
+            bytes <= BYTES_PER_MESSAGE
+        };
+        let len = rest.iter().take(ELEMENTS_PER_MESSAGE).map(fits).take_while(|fits| *fits).count();
+        let (some, more) = rest.split_at(len.max(1).min(rest.len()));
+        rest = more;
+        (!some.is_empty()).then_some(some)
+    })
 }
 
 /// The message that carries a change out, and its flags.
@@ -136,6 +194,8 @@ fn kind(change: &Change) -> (u16, u16) {
         Change::DeleteSet(_) => (msg::DELETE_SET, 0),
         Change::AddElements { .. } => (msg::NEW_ELEMENTS, flag::CREATE),
         Change::DeleteElements { .. } => (msg::DELETE_ELEMENTS, 0),
+        Change::AddCounter(_) => (msg::NEW_OBJECT, flag::CREATE),
+        Change::DeleteCounter(_) => (msg::DELETE_OBJECT, 0),
         Change::AddChain { .. } => (msg::NEW_CHAIN, flag::CREATE),
         Change::FlushChain(_) => (msg::DELETE_RULE, 0),
         Change::DeleteChain(_) => (msg::DELETE_CHAIN, 0),
@@ -143,20 +203,46 @@ fn kind(change: &Change) -> (u16, u16) {
     }
 }
 
-fn write_change(w: &mut Writer, name: &str, part: &Part<'_>, seq: u32) {
-    // The table's name has the same number in messages of all kinds.
-    w.text(table::NAME, name);
-    match part.change {
+fn write_part(w: &mut Writer, family: TableFamily, part: &Part<'_>, seq: u32) {
+    match part {
+        Part::Whole(change) => write_change(w, family, change, seq),
+        Part::Add(_, set, elements) => {
+            w.text(element::SET, set);
+            w.nest(element::ELEMENTS, |w| elements.iter().for_each(|e| crate::element::write(w, e)));
+        }
+        Part::Delete(_, set, places) => {
+            w.text(element::SET, set);
+            w.nest(element::ELEMENTS, |w| places.iter().for_each(|p| crate::element::write_gone(w, p)));
+        }
+    }
+}
+
+fn write_change(w: &mut Writer, family: TableFamily, change: &Change, seq: u32) {
+    match change {
         Change::AddTable { flags } => w.number(table::FLAGS, *flags),
-        Change::DeleteTable => {}
-        Change::AddSet { name, key } => {
+        // Elements are parts of their change.
+        Change::DeleteTable | Change::AddElements { .. } | Change::DeleteElements { .. } => {}
+        Change::AddSet { name, kind } => {
             w.text(set::NAME, name);
-            write_set(w, *key, seq);
+            match kind {
+                SetKind::Known(of) => of.write(w, seq),
+                SetKind::Unknown { key_type, key_len, flags } => {
+                    w.number(set::FLAGS, *flags);
+                    w.number(set::KEY_TYPE, *key_type);
+                    w.number(set::KEY_LEN, *key_len);
+                    w.number(set::ID, seq);
+                }
+            }
         }
         Change::DeleteSet(name) => w.text(set::NAME, name),
-        Change::AddElements { set, .. } | Change::DeleteElements { set, .. } => {
-            w.text(element::SET, set);
-            w.nest(element::ELEMENTS, |w| part.ranges.iter().for_each(|range| write_range(w, range)));
+        Change::AddCounter(name) => {
+            w.text(object::NAME, name);
+            w.number(object::TYPE, object::COUNTER);
+            w.nest(object::DATA, |_| {});
+        }
+        Change::DeleteCounter(name) => {
+            w.text(object::NAME, name);
+            w.number(object::TYPE, object::COUNTER);
         }
         Change::AddChain { name, base } => {
             w.text(chain::NAME, name);
@@ -168,44 +254,8 @@ fn write_change(w: &mut Writer, name: &str, part: &Part<'_>, seq: u32) {
         Change::DeleteChain(name) => w.text(chain::NAME, name),
         Change::AddRule { chain, rule } => {
             w.text(rule::CHAIN, chain);
-            write_rule(w, rule);
+            write_rule(w, family, rule);
         }
-    }
-}
-
-fn write_set(w: &mut Writer, key: SetKey, id: u32) {
-    let (key_type, key_len, flags) = match key {
-        SetKey::Address(Family::V4) => (set::IPV4_ADDR, 4, set::INTERVAL),
-        SetKey::Address(Family::V6) => (set::IPV6_ADDR, 16, set::INTERVAL),
-        SetKey::Unknown { key_type, key_len, flags } => (key_type, key_len, flags),
-    };
-    w.number(set::FLAGS, flags);
-    w.number(set::KEY_TYPE, key_type);
-    w.number(set::KEY_LEN, key_len);
-    // The kernel asks for an identifier, unique in the batch, by which other messages may name the set.
-    w.number(set::ID, id);
-    let mut order = vec![set::KEY_BYTE_ORDER, 4];
-    order.extend(set::BIG_ENDIAN.to_ne_bytes());
-    w.bytes(set::USER_DATA, &order);
-}
-
-/// A range is two elements: its first address, and an end mark at the address behind its last, if there is
-/// one.
-fn write_range(w: &mut Writer, range: &IpRange) {
-    let key = |w: &mut Writer, ip: IpAddr| w.nest(element::KEY, |w| write_address(w, ip));
-    w.nest(element::LIST_ITEM, |w| key(w, range.first()));
-    if let Some(after) = range.after() {
-        w.nest(element::LIST_ITEM, |w| {
-            w.number(element::FLAGS, element::INTERVAL_END);
-            key(w, after);
-        });
-    }
-}
-
-fn write_address(w: &mut Writer, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(ip) => w.bytes(data::VALUE, &ip.octets()),
-        IpAddr::V6(ip) => w.bytes(data::VALUE, &ip.octets()),
     }
 }
 
@@ -239,8 +289,8 @@ fn write_base(w: &mut Writer, base: &Base) {
     });
 }
 
-fn write_rule(w: &mut Writer, rule: &Rule) {
-    w.nest(rule::EXPRESSIONS, |w| crate::expr::write(w, rule.exprs()));
+fn write_rule(w: &mut Writer, family: TableFamily, rule: &Rule) {
+    w.nest(rule::EXPRESSIONS, |w| expr::write(w, family, rule.exprs()));
     if let Some(comment) = rule.comment() {
         let mut user_data = vec![rule::COMMENT, u8::try_from(comment.len() + 1).unwrap_or(u8::MAX)];
         user_data.extend(comment.as_bytes());

@@ -1,344 +1,313 @@
-//! Our expressions as those of the kernel, and back. One of ours is up to five of theirs: load the family,
-//! compare it, load an address, mask it, compare it or look it up.
+//! The steps of a rule. One stands for one or more expressions of the kernel's and has exactly one text and one
+//! byte form.
 
-use std::net::IpAddr;
+mod read;
+mod write;
 
 use ipnet::IpNet;
 
-use crate::attr::{Attributes, Writer};
-use crate::kernel::{
-    REGISTER, VERDICT_REGISTER, bitwise, cmp, data, immediate, lookup, meta, payload, rule, verdict,
-};
-use crate::range::{address, number};
-use crate::{Addresses, Direction, End, Expr, Family, IfName, Verdict};
+pub(crate) use read::{read, read_verdict};
+pub(crate) use write::{write, write_verdict};
 
-impl Family {
-    /// Bytes of an address.
-    pub(crate) fn width(self) -> u8 {
+use crate::{Addresses, Direction, End, Family, IfName, Load, Verdict};
+
+/// `NF_CT_STATE_BIT`s: how a packet stands to its connection.
+pub mod ct_state {
+    /// `invalid`: no connection takes it.
+    pub const INVALID: u32 = 1;
+    /// `established`: there were packets both ways.
+    pub const ESTABLISHED: u32 = 2;
+    /// `related`: of another connection, or an ICMP error about one.
+    pub const RELATED: u32 = 4;
+    /// `new`: there were packets one way at most.
+    pub const NEW: u32 = 8;
+    /// `untracked`: it was kept from connection tracking.
+    pub const UNTRACKED: u32 = 64;
+}
+
+/// Which mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mark {
+    /// `meta mark`, of the packet.
+    Packet,
+    /// `ct mark`, of its connection.
+    Connection,
+}
+
+/// One step of a rule: a match, which ends the rule when it does not hold, or a statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expr {
+    /// `meta nfproto`: the packet is of this family.
+    NfProto(Family),
+    /// `meta l4proto`: the packet carries this protocol, extension headers skipped.
+    L4Proto(u8),
+    /// `meta protocol`: the packet is of this EtherType; for tables of family `bridge`.
+    EtherType(u16),
+    /// `iifname`, `oifname`: the packet's link has this name.
+    Link {
+        /// The link it came by or leaves by.
+        direction: Direction,
+        /// The name in full.
+        name: IfName,
+        /// Holds for any other name.
+        negated: bool,
+    },
+    /// `ip saddr`, `ip6 daddr` and so on: one of the packet's addresses. Packets of the other family do not
+    /// match, negated or not.
+    Address {
+        /// Source or destination.
+        end: End,
+        /// A network or a set.
+        among: Addresses,
+        /// Holds for any other address.
+        negated: bool,
+    },
+    /// An address from elsewhere is in a network.
+    Net {
+        /// The address, of the network's family.
+        of: Load,
+        /// The network.
+        net: IpNet,
+        /// Holds for any other address.
+        negated: bool,
+    },
+    /// `ether saddr`: the Ethernet address the frame came from.
+    EtherSource {
+        /// The address.
+        address: [u8; 6],
+        /// Holds for any other address.
+        negated: bool,
+    },
+    /// A number of one or two bytes (protocol, port, type) is in a range.
+    Number {
+        /// The number.
+        of: Load,
+        /// The lowest.
+        first: u16,
+        /// The highest, which still belongs to the range.
+        last: u16,
+        /// Holds outside of the range.
+        negated: bool,
+    },
+    /// Bits of a mark, a state or flags, the others cleared, are these.
+    Bits {
+        /// The mark, state or flags.
+        of: Load,
+        /// The bits that count.
+        mask: u32,
+        /// What they are. With others the comparison never holds.
+        value: u32,
+        /// Holds for any other value.
+        negated: bool,
+    },
+    /// `fib saddr . iif oif missing`: the way to the packet's source does not lead through the link it came by.
+    NoReturnPath,
+    /// One value or several together are a key of a set.
+    Lookup {
+        /// The parts of the key in order; 64 bytes at most, each counted up to four.
+        keys: Vec<Load>,
+        /// The set.
+        set: Box<str>,
+        /// Holds for all that is not in the set.
+        negated: bool,
+    },
+    /// `vmap`: the verdict that a map has for a key; without one the rule ends.
+    Vmap {
+        /// The parts of the key in order.
+        keys: Vec<Load>,
+        /// The verdict map.
+        map: Box<str>,
+    },
+    /// A data map gives a number for a key, a verdict map a verdict for the number; without either the rule
+    /// ends. `nft` cannot say it.
+    Dispatch {
+        /// The parts of the key in order.
+        keys: Vec<Load>,
+        /// The data map.
+        ids: Box<str>,
+        /// The verdict map, whose keys are numbers.
+        chains: Box<str>,
+    },
+    /// Sets some bits of a mark and leaves the others.
+    SetMark {
+        /// Of the packet or of its connection.
+        mark: Mark,
+        /// The bits to be set.
+        mask: u32,
+        /// What they become.
+        value: u32,
+    },
+    /// Counts packets and bytes; the values are no part of the table.
+    Counter,
+    /// Counts in the counter of this name.
+    CountIn(Box<str>),
+    /// Goes on for so many packets a time.
+    Limit {
+        /// Packets, at least 1.
+        packets: u64,
+        /// In so many seconds, at least 1; `nft` has words for 1, 60, 3600, 86400 and 604800.
+        seconds: u64,
+        /// How many may come at once, at least 1.
+        burst: u32,
+    },
+    /// Hands the packet to who listens to an NFLOG group.
+    Log {
+        /// The group.
+        group: u16,
+        /// What is written to it, 127 bytes at most.
+        prefix: Box<str>,
+        /// Bytes of the packet that are handed over; all of them if not said.
+        snaplen: Option<u32>,
+    },
+    /// Translates the source address to that of the link.
+    Masquerade,
+    /// `reject with icmpx admin-prohibited`: drops it and tells the sender.
+    Reject,
+    /// Ends the rule.
+    Verdict(Verdict),
+    /// An expression of the kernel's that we do not write, so that no desired table has it.
+    Unknown {
+        /// Its name in the kernel.
+        name: Box<str>,
+        /// Its attributes as they came.
+        data: Box<[u8]>,
+    },
+}
+
+/// Bytes of a log's prefix that the kernel takes.
+const MAX_PREFIX: usize = 127;
+
+impl Expr {
+    /// A match of the state of the connection: it is one of [`ct_state`], or none of them.
+    pub fn ct_state(states: u32, negated: bool) -> Self {
+        // "None of these bits" is the comparison, "one of them" its negation.
+        Self::Bits { of: Load::CtState, mask: states, value: 0, negated: !negated }
+    }
+
+    /// Whether it only decides if the rule goes on, so that its place among its like does not matter.
+    pub(crate) fn is_match(&self) -> bool {
         match self {
-            Self::V4 => 4,
-            Self::V6 => 16,
+            Self::NfProto(_)
+            | Self::L4Proto(_)
+            | Self::EtherType(_)
+            | Self::Link { .. }
+            | Self::Address { .. }
+            | Self::Net { .. }
+            | Self::EtherSource { .. }
+            | Self::Number { .. }
+            | Self::Bits { .. }
+            | Self::NoReturnPath
+            | Self::Lookup { .. } => true,
+            Self::Vmap { .. }
+            | Self::Dispatch { .. }
+            | Self::SetMark { .. }
+            | Self::Counter
+            | Self::CountIn(_)
+            | Self::Limit { .. }
+            | Self::Log { .. }
+            | Self::Masquerade
+            | Self::Reject
+            | Self::Verdict(_)
+            | Self::Unknown { .. } => false,
         }
     }
 
-    /// Where an address stands in the header of the packet.
-    fn offset(self, end: End) -> u32 {
-        match (self, end) {
-            (Self::V4, End::Source) => 12,
-            (Self::V4, End::Destination) => 16,
-            (Self::V6, End::Source) => 8,
-            (Self::V6, End::Destination) => 24,
-        }
-    }
-
-    fn protocol(self) -> u8 {
+    /// The family that a packet needs for its header to be looked at, which is compared first.
+    pub(crate) fn family(&self) -> Option<Family> {
         match self {
-            Self::V4 => meta::IPV4,
-            Self::V6 => meta::IPV6,
+            Self::Address { among, .. } => Some(among.family()),
+            Self::Net { of, .. } | Self::Number { of, .. } | Self::Bits { of, .. } => of.family(),
+            Self::Lookup { keys, .. } | Self::Vmap { keys, .. } | Self::Dispatch { keys, .. } => {
+                keys.iter().find_map(|key| key.family())
+            }
+            Self::NfProto(_)
+            | Self::L4Proto(_)
+            | Self::EtherType(_)
+            | Self::Link { .. }
+            | Self::EtherSource { .. }
+            | Self::NoReturnPath
+            | Self::SetMark { .. }
+            | Self::Counter
+            | Self::CountIn(_)
+            | Self::Limit { .. }
+            | Self::Log { .. }
+            | Self::Masquerade
+            | Self::Reject
+            | Self::Verdict(_)
+            | Self::Unknown { .. } => None,
         }
     }
 
-    /// The last bytes of a number, as many as an address has.
-    fn octets(self, number: u128) -> Vec<u8> {
-        number.to_be_bytes()[16 - usize::from(self.width())..].to_vec()
+    /// The family that packets have behind it.
+    pub(crate) fn fixes(&self) -> Option<Family> {
+        match self {
+            Self::NfProto(family) => Some(*family),
+            other => other.family(),
+        }
     }
 
-    /// The mask of a prefix.
-    fn mask(self, prefix: u8) -> u128 {
-        let host_bits = u32::from(self.width() * 8 - prefix);
-        self.highest() & u128::MAX.checked_shl(host_bits).unwrap_or(0)
-    }
-}
-
-/// Writes the items of a rule's list. A packet's family is compared once before its addresses, as `nft` does.
-pub(crate) fn write(w: &mut Writer, exprs: &[Expr]) {
-    let mut fixed = None;
-    for expr in exprs {
-        match expr {
-            Expr::NfProto(family) => {
-                write_meta(w, meta::NFPROTO, &[family.protocol()], false);
-                fixed = Some(*family);
+    /// The one of several expressions with the same meaning that is read back; the packet's family has been
+    /// compared before or not.
+    pub(crate) fn normal(self, fixed: Option<Family>) -> Self {
+        let fixed = self.family().or(fixed);
+        let all = |keys: Vec<Load>| -> Vec<Load> { keys.into_iter().map(|key| key.normal(fixed)).collect() };
+        match self {
+            Self::Address { among: Addresses::Net(net), negated: false, .. } if net.prefix_len() == 0 => {
+                Self::NfProto(Family::of(net.addr()))
             }
-            Expr::L4Proto(protocol) => write_meta(w, meta::L4PROTO, &[*protocol], false),
-            Expr::Link { direction, name, negated } => {
-                let key = match direction {
-                    Direction::In => meta::IIFNAME,
-                    Direction::Out => meta::OIFNAME,
-                };
-                let mut padded = [0; meta::NAME_LEN];
-                for (to, from) in padded.iter_mut().zip(name.as_str().bytes()) {
-                    *to = from;
+            Self::Address { end, among: Addresses::Net(net), negated } => {
+                Self::Address { end, among: Addresses::Net(net.trunc()), negated }
+            }
+            Self::EtherType(0x0800) => Self::NfProto(Family::V4),
+            Self::EtherType(0x86dd) => Self::NfProto(Family::V6),
+            Self::Net { of, net, negated } => match of.normal(fixed) {
+                Load::Address(_, end) => {
+                    Self::Address { end, among: Addresses::Net(net), negated }.normal(fixed)
                 }
-                write_meta(w, key, &padded, *negated);
-            }
-            Expr::Address { end, among, negated } => {
-                let family = among.family();
-                if fixed != Some(family) {
-                    write_meta(w, meta::NFPROTO, &[family.protocol()], false);
-                    fixed = Some(family);
+                of => Self::Net { of, net: net.trunc(), negated },
+            },
+            Self::Number { of, first, last, negated } => match of.normal(fixed) {
+                Load::L4Proto if first == last && !negated && first <= u8::MAX.into() => {
+                    Self::L4Proto(u8::try_from(first).unwrap_or(u8::MAX))
                 }
-                write_address(w, *end, among, *negated);
-            }
-            Expr::Counter => item(w, "counter", |_| {}),
-            Expr::Masquerade => item(w, "masq", |_| {}),
-            Expr::Verdict(verdict) => write_verdict(w, verdict),
-            Expr::Unknown { name, data } => item(w, name, |w| w.0.extend(data)),
-        }
-    }
-}
-
-fn item(w: &mut Writer, name: &str, content: impl FnOnce(&mut Writer)) {
-    w.nest(rule::LIST_ITEM, |w| {
-        w.text(rule::EXPR_NAME, name);
-        w.nest(rule::EXPR_DATA, content);
-    });
-}
-
-fn write_meta(w: &mut Writer, key: u32, value: &[u8], negated: bool) {
-    item(w, "meta", |w| {
-        w.number(meta::KEY, key);
-        w.number(meta::DREG, REGISTER);
-    });
-    write_cmp(w, value, negated);
-}
-
-fn write_cmp(w: &mut Writer, value: &[u8], negated: bool) {
-    item(w, "cmp", |w| {
-        w.number(cmp::SREG, REGISTER);
-        w.number(cmp::OP, if negated { cmp::NOT_EQUAL } else { cmp::EQUAL });
-        w.nest(cmp::DATA, |w| w.bytes(data::VALUE, value));
-    });
-}
-
-fn write_address(w: &mut Writer, end: End, among: &Addresses, negated: bool) {
-    let family = among.family();
-    let load = |w: &mut Writer, len: u8| {
-        item(w, "payload", |w| {
-            w.number(payload::DREG, REGISTER);
-            w.number(payload::BASE, payload::NETWORK_HEADER);
-            w.number(payload::OFFSET, family.offset(end));
-            w.number(payload::LEN, len.into());
-        });
-    };
-    match among {
-        Addresses::Set(_, name) => {
-            load(w, family.width());
-            item(w, "lookup", |w| {
-                w.number(lookup::SREG, REGISTER);
-                w.text(lookup::SET, name);
-                if negated {
-                    w.number(lookup::FLAGS, lookup::INVERTED);
+                of => {
+                    let highest = if of.width() == 1 { u8::MAX.into() } else { u16::MAX };
+                    Self::Number { of, first: first.min(highest), last: last.min(highest), negated }
                 }
-            });
-        }
-        Addresses::Net(net) => {
-            let prefix = net.prefix_len();
-            let value = family.octets(number(net.network()));
-            // Of a prefix of whole bytes only those are loaded, as `nft` does.
-            if prefix != 0 && prefix.is_multiple_of(8) {
-                load(w, prefix / 8);
-                write_cmp(w, &value[..usize::from(prefix / 8)], negated);
-            } else {
-                load(w, family.width());
-                item(w, "bitwise", |w| {
-                    w.number(bitwise::SREG, REGISTER);
-                    w.number(bitwise::DREG, REGISTER);
-                    w.number(bitwise::LEN, family.width().into());
-                    let mask = family.octets(family.mask(prefix));
-                    w.nest(bitwise::MASK, |w| w.bytes(data::VALUE, &mask));
-                    w.nest(bitwise::XOR, |w| w.bytes(data::VALUE, &family.octets(0)));
-                });
-                write_cmp(w, &value, negated);
+            },
+            Self::Bits { of, mask, value, negated } => {
+                let all = if of.width() == 1 { u8::MAX.into() } else { u32::MAX };
+                Self::Bits { of, mask: mask & all, value: value & all, negated }
             }
-        }
-    }
-}
-
-fn write_verdict(w: &mut Writer, verdict: &Verdict) {
-    let (code, chain) = match verdict {
-        Verdict::Accept => (verdict::ACCEPT, None),
-        Verdict::Drop => (verdict::DROP, None),
-        Verdict::Return => (verdict::RETURN, None),
-        Verdict::Jump(chain) => (verdict::JUMP, Some(chain)),
-        Verdict::Goto(chain) => (verdict::GOTO, Some(chain)),
-    };
-    item(w, "immediate", |w| {
-        w.number(immediate::DREG, VERDICT_REGISTER);
-        w.nest(immediate::DATA, |w| {
-            w.nest(data::VERDICT, |w| {
-                w.number(data::VERDICT_CODE, code);
-                if let Some(chain) = chain {
-                    w.text(data::VERDICT_CHAIN, chain);
+            Self::Lookup { keys, set, negated } => match all(keys)[..] {
+                [Load::Address(family, end)] => {
+                    Self::Address { end, among: Addresses::Set(family, set), negated }
                 }
-            });
-        });
-    });
-}
-
-/// An expression of the kernel's.
-#[derive(Clone, Copy)]
-struct Raw<'a> {
-    name: &'a str,
-    data: Attributes<'a>,
-}
-
-/// Reads the items of a rule's list. What is not one of our forms stays as it is, unknown.
-pub(crate) fn read(list: Attributes<'_>) -> Vec<Expr> {
-    let raws: Vec<Raw<'_>> = list
-        .filter(|(number, _)| *number == rule::LIST_ITEM)
-        .map(|(_, item)| Attributes(item))
-        .map(|item| Raw {
-            name: item.text(rule::EXPR_NAME).unwrap_or_default(),
-            data: item.nest(rule::EXPR_DATA).unwrap_or(Attributes(&[])),
-        })
-        .collect();
-    let mut exprs = Vec::new();
-    let mut fixed = None;
-    let mut rest = &raws[..];
-    while let [first, more @ ..] = rest {
-        if let Some((expr, after)) = read_one(rest, fixed) {
-            match &expr {
-                Expr::NfProto(family) => fixed = Some(*family),
-                Expr::Address { among, .. } => fixed = Some(among.family()),
-                Expr::L4Proto(_)
-                | Expr::Link { .. }
-                | Expr::Counter
-                | Expr::Masquerade
-                | Expr::Verdict(_)
-                | Expr::Unknown { .. } => {}
+                ref keys => Self::Lookup { keys: keys.to_vec(), set, negated },
+            },
+            Self::Vmap { keys, map } => Self::Vmap { keys: all(keys), map },
+            Self::Dispatch { keys, ids, chains } => Self::Dispatch { keys: all(keys), ids, chains },
+            Self::SetMark { mark, mask, value } => Self::SetMark { mark, mask, value: value & mask },
+            Self::Limit { packets, seconds, burst } => {
+                Self::Limit { packets: packets.max(1), seconds: seconds.max(1), burst: burst.max(1) }
             }
-            exprs.push(expr);
-            rest = after;
-        } else {
-            exprs.push(Expr::Unknown { name: first.name.into(), data: first.data.0.into() });
-            rest = more;
+            Self::Log { group, prefix, snaplen } => {
+                let prefix = crate::rule::clean(&prefix, MAX_PREFIX).unwrap_or_default();
+                Self::Log { group, prefix, snaplen }
+            }
+            other @ (Self::NfProto(_)
+            | Self::L4Proto(_)
+            | Self::EtherType(_)
+            | Self::Link { .. }
+            | Self::Address { .. }
+            | Self::EtherSource { .. }
+            | Self::NoReturnPath
+            | Self::Counter
+            | Self::CountIn(_)
+            | Self::Masquerade
+            | Self::Reject
+            | Self::Verdict(_)
+            | Self::Unknown { .. }) => other,
         }
     }
-    exprs
-}
-
-type Read<'r, 'a, T> = Option<(T, &'r [Raw<'a>])>;
-
-/// Reads one of our expressions from the front, in a rule that has compared the family already or not.
-fn read_one<'r, 'a>(raws: &'r [Raw<'a>], fixed: Option<Family>) -> Read<'r, 'a, Expr> {
-    let (first, rest) = raws.split_first()?;
-    match first.name {
-        "meta" => read_meta(first, rest),
-        "payload" => read_address(raws, fixed?),
-        "counter" => Some((Expr::Counter, rest)),
-        "masq" => first.data.0.is_empty().then_some((Expr::Masquerade, rest)),
-        "immediate" => Some((Expr::Verdict(read_verdict(first)?), rest)),
-        _ => None,
-    }
-}
-
-fn read_meta<'r, 'a>(first: &Raw<'a>, rest: &'r [Raw<'a>]) -> Read<'r, 'a, Expr> {
-    if first.data.number(meta::DREG) != Some(REGISTER) {
-        return None;
-    }
-    let ((value, negated), rest) = read_cmp(rest)?;
-    let expr = match (first.data.number(meta::KEY)?, value, negated) {
-        (meta::NFPROTO, [protocol], false) => {
-            let family = [Family::V4, Family::V6].into_iter().find(|f| f.protocol() == *protocol)?;
-            return read_address(rest, family).or(Some((Expr::NfProto(family), rest)));
-        }
-        (meta::L4PROTO, [protocol], false) => Expr::L4Proto(*protocol),
-        (key @ (meta::IIFNAME | meta::OIFNAME), name, negated) if name.len() == meta::NAME_LEN => {
-            let text = std::str::from_utf8(name).ok()?.trim_end_matches('\0');
-            let direction = if key == meta::IIFNAME { Direction::In } else { Direction::Out };
-            Expr::Link { direction, name: IfName::new(text)?, negated }
-        }
-        _ => return None,
-    };
-    Some((expr, rest))
-}
-
-/// Reads a comparison: the value, and whether it must differ.
-fn read_cmp<'r, 'a>(raws: &'r [Raw<'a>]) -> Read<'r, 'a, (&'a [u8], bool)> {
-    let (first, rest) = raws.split_first().filter(|(first, _)| first.name == "cmp")?;
-    let negated = match first.data.number(cmp::OP)? {
-        cmp::EQUAL => false,
-        cmp::NOT_EQUAL => true,
-        _ => return None,
-    };
-    let value = first.data.nest(cmp::DATA)?.get(data::VALUE)?;
-    (first.data.number(cmp::SREG) == Some(REGISTER)).then_some(((value, negated), rest))
-}
-
-fn read_address<'r, 'a>(raws: &'r [Raw<'a>], family: Family) -> Read<'r, 'a, Expr> {
-    let (first, rest) = raws.split_first().filter(|(first, _)| first.name == "payload")?;
-    let is = |number, value| first.data.number(number) == Some(value);
-    if !is(payload::DREG, REGISTER) || !is(payload::BASE, payload::NETWORK_HEADER) {
-        return None;
-    }
-    let end = [End::Source, End::Destination].into_iter().find(|e| is(payload::OFFSET, family.offset(*e)))?;
-    let len = first.data.number(payload::LEN)?;
-    let whole = len == u32::from(family.width());
-    let (second, after) = rest.split_first()?;
-    let (among, negated, rest) = match second.name {
-        "lookup" if whole => {
-            let (name, negated) = read_lookup(second)?;
-            (Addresses::Set(family, name.into()), negated, after)
-        }
-        "bitwise" if whole => {
-            let prefix = read_mask(second, family)?;
-            let ((value, negated), rest) = read_cmp(after)?;
-            (read_net(family, value, prefix)?, negated, rest)
-        }
-        "cmp" => {
-            let ((value, negated), rest) = read_cmp(rest)?;
-            let prefix = u8::try_from(len.checked_mul(8)?).ok().filter(|_| value.len() == len as usize)?;
-            (read_net(family, value, prefix)?, negated, rest)
-        }
-        _ => return None,
-    };
-    Some((Expr::Address { end, among, negated }, rest))
-}
-
-/// The network of a prefix whose first bytes are these.
-fn read_net(family: Family, value: &[u8], prefix: u8) -> Option<Addresses> {
-    let mut bytes = [0; 16];
-    let start = 16 - usize::from(family.width());
-    bytes.get_mut(start..start + value.len())?.copy_from_slice(value);
-    let first: IpAddr = address(family, u128::from_be_bytes(bytes));
-    let net = IpNet::new(first, prefix).ok()?;
-    // With other bits set the comparison never holds, which no network says.
-    (net == net.trunc()).then_some(Addresses::Net(net))
-}
-
-/// The prefix that a mask leaves, if it leaves one.
-fn read_mask(raw: &Raw<'_>, family: Family) -> Option<u8> {
-    let zeros = family.octets(0);
-    let plain = raw.data.number(bitwise::SREG) == Some(REGISTER)
-        && raw.data.number(bitwise::DREG) == Some(REGISTER)
-        && raw.data.number(bitwise::LEN) == Some(family.width().into())
-        && raw.data.number(bitwise::OP).is_none_or(|op| op == bitwise::MASK_XOR)
-        && raw.data.nest(bitwise::XOR)?.get(data::VALUE)? == zeros;
-    let mask = raw.data.nest(bitwise::MASK)?.get(data::VALUE)?;
-    (0..=family.width() * 8).find(|prefix| plain && family.octets(family.mask(*prefix)) == mask)
-}
-
-/// The set that a lookup looks in, and whether it must not be found there.
-fn read_lookup<'a>(raw: &Raw<'a>) -> Option<(&'a str, bool)> {
-    let flags = raw.data.number(lookup::FLAGS).unwrap_or(0);
-    let plain = raw.data.number(lookup::SREG) == Some(REGISTER)
-        && raw.data.get(lookup::DREG).is_none()
-        && flags & !lookup::INVERTED == 0;
-    plain.then_some((raw.data.text(lookup::SET)?, flags == lookup::INVERTED))
-}
-
-fn read_verdict(raw: &Raw<'_>) -> Option<Verdict> {
-    if raw.data.number(immediate::DREG) != Some(VERDICT_REGISTER) {
-        return None;
-    }
-    let verdict = raw.data.nest(immediate::DATA)?.nest(data::VERDICT)?;
-    let chain = || verdict.text(data::VERDICT_CHAIN).map(Into::into);
-    Some(match verdict.number(data::VERDICT_CODE)? {
-        verdict::ACCEPT => Verdict::Accept,
-        verdict::DROP => Verdict::Drop,
-        verdict::RETURN => Verdict::Return,
-        verdict::JUMP => Verdict::Jump(chain()?),
-        verdict::GOTO => Verdict::Goto(chain()?),
-        _ => return None,
-    })
 }

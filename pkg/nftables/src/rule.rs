@@ -1,9 +1,11 @@
-//! Rules: what a packet is compared with and what becomes of it. An expression stands for one or more of
-//! the kernel's and has exactly one text and one byte form.
+//! Rules in their normal form, and the words that their expressions are made of.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+
+use crate::Expr;
 
 /// The version of the Internet protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +22,24 @@ impl Family {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
+    /// Bytes of an address.
+    pub(crate) fn width(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
+
+    /// Where an address stands in the header of the packet.
+    pub(crate) fn offset(self, end: End) -> u8 {
+        match (self, end) {
+            (Self::V4, End::Source) => 12,
+            (Self::V4, End::Destination) => 16,
+            (Self::V6, End::Source) => 8,
+            (Self::V6, End::Destination) => 24,
+        }
+    }
+
     /// The highest address as a number.
     pub(crate) fn highest(self) -> u128 {
         match self {
@@ -30,20 +50,43 @@ impl Family {
 }
 
 /// The name of a link: 1 to 15 bytes without blanks and slashes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct IfName(Box<str>);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IfName(
+    /// The name and zeros behind it, as the kernel compares it.
+    [u8; 16],
+);
 
 impl IfName {
     /// The name, if the kernel takes it for one.
     pub fn new(name: &str) -> Option<Self> {
         let fits = (1..16).contains(&name.len())
             && !name.contains(|c: char| c.is_whitespace() || c.is_control() || "/\"*".contains(c));
-        fits.then(|| Self(name.into()))
+        let mut bytes = [0; 16];
+        bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        fits.then_some(Self(bytes))
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|b| *b == 0).unwrap_or(16);
+        // Only whole texts come in.
+        std::str::from_utf8(self.0.get(..len).unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// The name and zeros behind it.
+    pub(crate) fn padded(&self) -> &[u8; 16] {
         &self.0
+    }
+
+    /// The name that the kernel has in these bytes.
+    pub(crate) fn from_padded(bytes: &[u8]) -> Option<Self> {
+        Self::new(std::str::from_utf8(bytes).ok()?.trim_end_matches('\0'))
+    }
+}
+
+impl fmt::Debug for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
     }
 }
 
@@ -99,53 +142,12 @@ pub enum Verdict {
     Goto(Box<str>),
 }
 
-/// One step of a rule: a match, which ends the rule when it does not hold, or a statement.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Expr {
-    /// `meta nfproto`: the packet is of this family.
-    NfProto(Family),
-    /// `meta l4proto`: the packet carries this protocol, extension headers skipped.
-    L4Proto(u8),
-    /// `iifname`, `oifname`: the packet's link has this name.
-    Link {
-        /// The link it came by or leaves by.
-        direction: Direction,
-        /// The name in full.
-        name: IfName,
-        /// Holds for any other name.
-        negated: bool,
-    },
-    /// `ip saddr`, `ip6 daddr` and so on: one of the packet's addresses. Packets of the other family do not
-    /// match, negated or not.
-    Address {
-        /// Source or destination.
-        end: End,
-        /// A network or a set.
-        among: Addresses,
-        /// Holds for any other address.
-        negated: bool,
-    },
-    /// Counts packets and bytes; the values are no part of the table.
-    Counter,
-    /// Translates the source address to that of the link.
-    Masquerade,
-    /// Ends the rule.
-    Verdict(Verdict),
-    /// An expression of the kernel's that we do not write, so that no desired table has it.
-    Unknown {
-        /// Its name in the kernel.
-        name: Box<str>,
-        /// Its attributes as they came.
-        data: Box<[u8]>,
-    },
-}
-
-impl Expr {
-    /// Whether it only decides if the rule goes on, so that its place among its like does not matter.
-    fn is_match(&self) -> bool {
+impl Verdict {
+    /// The chain that it leads to.
+    pub fn chain(&self) -> Option<&str> {
         match self {
-            Self::NfProto(_) | Self::L4Proto(_) | Self::Link { .. } | Self::Address { .. } => true,
-            Self::Counter | Self::Masquerade | Self::Verdict(_) | Self::Unknown { .. } => false,
+            Self::Jump(chain) | Self::Goto(chain) => Some(chain),
+            Self::Accept | Self::Drop | Self::Return => None,
         }
     }
 }
@@ -165,25 +167,10 @@ impl Rule {
     /// later match implies it, the comment without quotes and control characters and cut at 128 bytes.
     pub fn new(exprs: impl IntoIterator<Item = Expr>, comment: &str) -> Self {
         let mut normal: Vec<Expr> = Vec::new();
+        let mut fixed = None;
         for expr in exprs {
-            let expr = match expr {
-                Expr::Address { among: Addresses::Net(net), negated: false, .. } if net.prefix_len() == 0 => {
-                    Expr::NfProto(Family::of(net.addr()))
-                }
-                Expr::Address { end, among: Addresses::Net(net), negated } => {
-                    Expr::Address { end, among: Addresses::Net(net.trunc()), negated }
-                }
-                other @ (Expr::NfProto(_)
-                | Expr::L4Proto(_)
-                | Expr::Link { .. }
-                | Expr::Address { .. }
-                | Expr::Counter
-                | Expr::Masquerade
-                | Expr::Verdict(_)
-                | Expr::Unknown { .. }) => other,
-            };
-            if let Expr::Address { among, .. } = &expr {
-                let implied = Expr::NfProto(among.family());
+            let expr = expr.normal(fixed);
+            if let Some(implied) = expr.family().map(Expr::NfProto) {
                 let matches = normal.iter().rposition(|e| !e.is_match()).map_or(0, |i| i + 1);
                 let mut i = 0;
                 normal.retain(|e| {
@@ -191,9 +178,10 @@ impl Rule {
                     i <= matches || *e != implied
                 });
             }
+            fixed = expr.fixes().or(fixed);
             normal.push(expr);
         }
-        Self { exprs: normal, comment: clean(comment) }
+        Self { exprs: normal, comment: clean(comment, MAX_COMMENT) }
     }
 
     /// What it does, in order.
@@ -207,10 +195,10 @@ impl Rule {
     }
 }
 
-/// A comment that `nft` prints and reads again; `None` where nothing is left of it.
-fn clean(comment: &str) -> Option<Box<str>> {
-    let mut text: String = comment.chars().filter(|c| !c.is_control() && *c != '"').collect();
-    while text.len() > MAX_COMMENT {
+/// A text that `nft` prints and reads again, of so many bytes; `None` where nothing is left of it.
+pub(crate) fn clean(text: &str, most: usize) -> Option<Box<str>> {
+    let mut text: String = text.chars().filter(|c| !c.is_control() && *c != '"').collect();
+    while text.len() > most {
         text.pop();
     }
     (!text.is_empty()).then(|| text.into())

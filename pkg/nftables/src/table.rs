@@ -1,16 +1,70 @@
-//! Tables of family `inet`, their sets and chains.
+//! Tables, their counters and chains.
 
 use std::collections::BTreeMap;
 
-use crate::{Family, Ranges, Rule};
+use crate::{Elements, Ranges, Rule, Set, kernel};
 
-/// An nftables table of family `inet`.
+/// The family of a table: which packets come by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TableFamily {
+    /// IPv4 and IPv6.
+    #[default]
+    Inet,
+    /// Frames of bridges.
+    Bridge,
+}
+
+impl TableFamily {
+    /// `NFPROTO_*`.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Inet => kernel::INET,
+            Self::Bridge => kernel::BRIDGE,
+        }
+    }
+
+    /// The family of this `NFPROTO_*`.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Inet, Self::Bridge].into_iter().find(|family| family.number() == number)
+    }
+}
+
+/// `NFT_TABLE_F_*`.
+pub mod flags {
+    /// Only the socket that made the table changes it, and it goes with the socket.
+    pub const OWNER: u32 = crate::kernel::table::OWNER;
+    /// It stays without its owner, and another socket may own it then: of kernel 6.9 and later.
+    pub const PERSIST: u32 = crate::kernel::table::PERSIST;
+}
+
+/// What a named counter has counted. That is no part of the table: all are equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl PartialEq for Counter {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Counter {}
+
+/// An nftables table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
+    /// Its family.
+    pub family: TableFamily,
     /// Its name.
     pub name: Box<str>,
     /// `NFT_TABLE_F_*`; 0 for a table that works as usual.
     pub flags: u32,
+    /// Its counters by name.
+    pub counters: BTreeMap<Box<str>, Counter>,
     /// Its sets by name.
     pub sets: BTreeMap<Box<str>, Set>,
     /// Its chains by name.
@@ -18,53 +72,26 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table with these of its sets only, and of each only the ranges that meet one of these extents; no
-    /// chain. The difference of the parts of two tables that differ nowhere else is that of the tables.
+    /// The table with these of its sets only, and of each only the plain ranges that meet one of these extents;
+    /// no chain. The difference of the parts of two tables that differ nowhere else is that of the tables.
     pub fn part(&self, extents: &BTreeMap<Box<str>, Ranges>) -> Self {
+        let part = |(name, extents): (&Box<str>, &Ranges)| {
+            let set = self.sets.get(name)?;
+            let elements = Elements::Ranges(set.ranges()?.within(extents));
+            Some((name.clone(), Set { kind: set.kind, elements }))
+        };
         Self {
+            family: self.family,
             name: self.name.clone(),
             flags: self.flags,
-            sets: extents
-                .iter()
-                .filter_map(|(name, extents)| {
-                    let Set { key, ranges } = self.sets.get(name)?;
-                    Some((name.clone(), Set { key: *key, ranges: ranges.within(extents) }))
-                })
-                .collect(),
-            chains: BTreeMap::new(),
+            sets: extents.iter().filter_map(part).collect(),
+            ..Self::default()
         }
     }
-}
 
-/// The type of a set's keys. Concatenations and maps will be further kinds of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetKey {
-    /// Intervals of addresses: `ipv4_addr` or `ipv6_addr` with `flags interval`.
-    Address(Family),
-    /// A set that we do not write. Its elements are not read, and no desired table has it.
-    Unknown {
-        /// The type as `nft` numbers it.
-        key_type: u32,
-        /// Bytes.
-        key_len: u32,
-        /// `NFT_SET_*`.
-        flags: u32,
-    },
-}
-
-/// A named set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Set {
-    /// What its elements are.
-    pub key: SetKey,
-    /// Its elements.
-    pub ranges: Ranges,
-}
-
-impl Set {
-    /// The set of the networks of one family among these; overlapping and adjacent ones become one range.
-    pub fn of_nets<'a>(family: Family, nets: impl IntoIterator<Item = &'a ipnet::IpNet>) -> Self {
-        Self { key: SetKey::Address(family), ranges: Ranges::from_nets(family, nets) }
+    /// A table of the same name and flags with nothing in it.
+    pub(crate) fn emptied(&self) -> Self {
+        Self { family: self.family, name: self.name.clone(), flags: self.flags, ..Self::default() }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The changes between two tables, in an order the kernel takes: what is referred to before what refers to
 //! it, removals the other way round.
 
-use crate::{Base, Chain, IpRange, Ranges, Rule, Set, SetKey, Table};
+use crate::table::flags;
+use crate::{Base, Chain, Counter, Element, Elements, Place, Ranges, Rule, Set, SetKind, Table, TableFamily};
 
 /// So many ranges are worked into a set one by one; more of them together with all that it has.
 const FEW: usize = 16;
@@ -10,6 +11,7 @@ const FEW: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Make the table; nothing happens to one that is there.
+    /// One that has lost its owner gets the sender's socket as one, where the flags say so.
     AddTable {
         /// `NFT_TABLE_F_*`.
         flags: u32,
@@ -21,24 +23,28 @@ pub enum Change {
         /// Its name.
         name: Box<str>,
         /// What its elements are.
-        key: SetKey,
+        kind: SetKind,
     },
     /// Remove a set that no rule looks at.
     DeleteSet(Box<str>),
-    /// Put ranges into a set.
+    /// Put elements into a set or map, at places that are free.
     AddElements {
         /// The set.
         set: Box<str>,
         /// In order, overlapping nothing that stays.
-        ranges: Vec<IpRange>,
+        elements: Vec<Element>,
     },
-    /// Take ranges, in the very extent they have, out of a set.
+    /// Take elements out of a set or map.
     DeleteElements {
         /// The set.
         set: Box<str>,
-        /// In order.
-        ranges: Vec<IpRange>,
+        /// In order; ranges in the very extent they have.
+        places: Vec<Place>,
     },
+    /// Make a counter that starts at 0; nothing happens to one that is there.
+    AddCounter(Box<str>),
+    /// Remove a counter that no rule counts in.
+    DeleteCounter(Box<str>),
     /// Make a chain, or set the policy of one that is there.
     AddChain {
         /// Its name.
@@ -62,7 +68,9 @@ pub enum Change {
 /// The changes of one table that the kernel carries out together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
-    /// The name of the table, of family `inet`.
+    /// The family of the table.
+    pub family: TableFamily,
+    /// The name of the table.
     pub table: Box<str>,
     /// What is to be done, in order.
     pub changes: Vec<Change>,
@@ -75,35 +83,36 @@ pub fn diff(observed: Option<&Table>, desired: Option<&Table>) -> Option<Transac
     let changes = match (observed, desired) {
         (None, None) => Vec::new(),
         (Some(_), None) => vec![Change::DeleteTable],
-        (None, Some(new)) => between(&empty(new), new, true),
+        (None, Some(new)) => between(&new.emptied(), new, true),
         (Some(old), Some(new)) if old == new => Vec::new(),
-        (Some(old), Some(new)) if old.name != new.name || !can_become(old, new) => {
+        (Some(old), Some(new)) if !can_become(old, new) => {
             // Adding first makes the removal succeed also where somebody else was quicker.
             let mut changes = vec![Change::AddTable { flags: 0 }, Change::DeleteTable];
-            changes.extend(between(&empty(new), new, true));
+            changes.extend(between(&new.emptied(), new, true));
             changes
         }
-        (Some(old), Some(new)) => between(old, new, false),
+        (Some(old), Some(new)) => between(old, new, old.flags != new.flags),
     };
-    let name = desired.or(observed)?.name.clone();
-    (!changes.is_empty()).then_some(Transaction { table: name, changes })
-}
-
-/// A table of the same name and flags with nothing in it.
-fn empty(table: &Table) -> Table {
-    Table { name: table.name.clone(), flags: table.flags, ..Table::default() }
+    let Table { family, name, .. } = desired.or(observed)?;
+    (!changes.is_empty()).then_some(Transaction { family: *family, table: name.clone(), changes })
 }
 
 /// Whether no set and no chain has to change its kind.
 fn can_become(old: &Table, new: &Table) -> bool {
     let hangs =
         |chain: &Chain| chain.base.as_ref().map(|base| (base.chain_type.clone(), base.hook, base.priority));
-    old.flags == new.flags
-        && old.sets.iter().all(|(name, set)| new.sets.get(name).is_none_or(|s| s.key == set.key))
+    (old.family, &old.name) == (new.family, &new.name)
+        && (old.flags == new.flags || can_be_owned(old.flags, new.flags))
+        && old.sets.iter().all(|(name, set)| new.sets.get(name).is_none_or(|s| s.kind == set.kind))
         && old
             .chains
             .iter()
             .all(|(name, chain)| new.chains.get(name).is_none_or(|c| hangs(c) == hangs(chain)))
+}
+
+/// Whether a table has lost its owner and is to have one again.
+fn can_be_owned(old: u32, new: u32) -> bool {
+    old & flags::PERSIST != 0 && new == old | flags::OWNER
 }
 
 /// The changes that lead from one table to another of the same kinds.
@@ -112,23 +121,40 @@ fn between(old: &Table, new: &Table, add_table: bool) -> Vec<Change> {
     if add_table {
         changes.push(Change::AddTable { flags: new.flags });
     }
+    for name in new.counters.keys().filter(|name| !old.counters.contains_key(*name)) {
+        changes.push(Change::AddCounter(name.clone()));
+    }
     for (name, set) in &new.sets {
         if !old.sets.contains_key(name) {
-            changes.push(Change::AddSet { name: name.clone(), key: set.key });
+            changes.push(Change::AddSet { name: name.clone(), kind: set.kind });
         }
     }
-    let nothing = Ranges::default();
+    // Elements with verdicts name chains: they come once those are there.
+    let mut late = Vec::new();
     for (name, set) in &new.sets {
-        let before = old.sets.get(name).map_or(&nothing, |s| &s.ranges);
-        if *before == set.ranges {
+        let before = old.sets.get(name);
+        if before.is_some_and(|before| before.elements == set.elements) {
             continue;
         }
-        let (gone, come) = (before.missing_from(&set.ranges), set.ranges.missing_from(before));
+        let (gone, come) = match before {
+            Some(before) => before.to(set),
+            None => (Vec::new(), set.iter().collect()),
+        };
         if !gone.is_empty() {
-            changes.push(Change::DeleteElements { set: name.clone(), ranges: gone });
+            changes.push(Change::DeleteElements { set: name.clone(), places: gone });
         }
         if !come.is_empty() {
-            changes.push(Change::AddElements { set: name.clone(), ranges: come });
+            let when = if set.has_verdicts() { &mut late } else { &mut changes };
+            when.push(Change::AddElements { set: name.clone(), elements: come });
+        }
+    }
+    // A set that goes lets go of its chains first.
+    for (name, set) in
+        old.sets.iter().filter(|(name, set)| set.has_verdicts() && !new.sets.contains_key(*name))
+    {
+        if !set.is_empty() {
+            let places = set.iter().map(|element| element.place).collect();
+            changes.push(Change::DeleteElements { set: name.clone(), places });
         }
     }
     for (name, chain) in &new.chains {
@@ -152,11 +178,15 @@ fn between(old: &Table, new: &Table, add_table: bool) -> Vec<Change> {
             );
         }
     }
+    changes.extend(late);
     for name in old.chains.keys().filter(|name| !new.chains.contains_key(*name)) {
         changes.push(Change::DeleteChain(name.clone()));
     }
     for name in old.sets.keys().filter(|name| !new.sets.contains_key(*name)) {
         changes.push(Change::DeleteSet(name.clone()));
+    }
+    for name in old.counters.keys().filter(|name| !new.counters.contains_key(*name)) {
+        changes.push(Change::DeleteCounter(name.clone()));
     }
     changes
 }
@@ -164,41 +194,51 @@ fn between(old: &Table, new: &Table, add_table: bool) -> Vec<Change> {
 impl Transaction {
     /// What the kernel makes of a table, `None` for no table. Changes that the kernel would refuse, such as
     /// those of a set that is not there, do nothing.
-    pub fn apply(&self, table: Option<Table>) -> Option<Table> {
-        self.changes.iter().fold(table, |table, change| self.apply_one(table, change))
+    pub fn apply(&self, mut table: Option<Table>) -> Option<Table> {
+        self.apply_to(&mut table);
+        table
     }
 
-    fn apply_one(&self, table: Option<Table>, change: &Change) -> Option<Table> {
-        let Some(mut t) = table else {
-            let Change::AddTable { flags } = change else { return None };
-            return Some(Table { name: self.table.clone(), flags: *flags, ..Table::default() });
+    /// What the kernel makes of a table, in place: the work is that of the changes.
+    pub fn apply_to(&self, table: &mut Option<Table>) {
+        self.changes.iter().for_each(|change| self.apply_one(table, change));
+    }
+
+    fn apply_one(&self, table: &mut Option<Table>, change: &Change) {
+        let Some(t) = table else {
+            if let Change::AddTable { flags } = change {
+                let new = Table { family: self.family, flags: *flags, ..Table::default() };
+                *table = Some(Table { name: self.table.clone(), ..new });
+            }
+            return;
         };
         match change {
-            Change::AddTable { .. } => {}
-            Change::DeleteTable => return None,
-            Change::AddSet { name, key } => {
-                t.sets.entry(name.clone()).or_insert(Set { key: *key, ranges: Ranges::default() });
+            Change::AddTable { flags } => {
+                if can_be_owned(t.flags, *flags) {
+                    t.flags = *flags;
+                }
+            }
+            Change::DeleteTable => *table = None,
+            Change::AddCounter(name) => {
+                t.counters.entry(name.clone()).or_insert_with(Counter::default);
+            }
+            Change::DeleteCounter(name) => {
+                t.counters.remove(name);
+            }
+            Change::AddSet { name, kind } => {
+                t.sets.entry(name.clone()).or_insert_with(|| Set::of_kind(*kind));
             }
             Change::DeleteSet(name) => {
                 t.sets.remove(name);
             }
-            Change::AddElements { set, ranges } => {
-                if let Some(Set { key: SetKey::Address(family), ranges: now }) = t.sets.get_mut(set) {
-                    if ranges.len() <= FEW {
-                        ranges.iter().filter(|r| r.family() == *family).for_each(|r| now.add(*r));
-                    } else {
-                        *now = Ranges::new(*family, now.iter().chain(ranges).copied());
-                    }
+            Change::AddElements { set, elements } => {
+                if let Some(set) = t.sets.get_mut(set) {
+                    add(set, elements);
                 }
             }
-            Change::DeleteElements { set, ranges } => {
-                if let Some(Set { key: SetKey::Address(_), ranges: now }) = t.sets.get_mut(set) {
-                    if ranges.len() <= FEW {
-                        ranges.iter().for_each(|r| now.remove(r));
-                    } else {
-                        let gone = Ranges::as_read(ranges.clone());
-                        *now = Ranges::as_read(now.missing_from(&gone));
-                    }
+            Change::DeleteElements { set, places } => {
+                if let Some(set) = t.sets.get_mut(set) {
+                    delete(set, places);
                 }
             }
             Change::AddChain { name, base } => {
@@ -218,6 +258,32 @@ impl Transaction {
                 }
             }
         }
-        Some(t)
+    }
+}
+
+/// Puts elements into a set: many plain ranges all at once, as each would move those behind it.
+fn add(set: &mut Set, elements: &[Element]) {
+    match (&mut set.elements, set.kind) {
+        (Elements::Ranges(ranges), SetKind::Known(of)) if elements.len() > FEW => {
+            if let Some(family) = of.range_family() {
+                let more = elements.iter().filter_map(|e| e.place.range());
+                *ranges = Ranges::new(family, ranges.iter().copied().chain(more).collect::<Vec<_>>());
+            }
+        }
+        _ => elements.iter().for_each(|element| set.insert(element.clone())),
+    }
+}
+
+/// Takes elements out of a set, many plain ranges all at once.
+fn delete(set: &mut Set, places: &[Place]) {
+    match &mut set.elements {
+        Elements::Ranges(ranges) if places.len() > FEW => {
+            let mut gone: Vec<_> = places.iter().filter_map(Place::range).collect();
+            gone.sort_unstable();
+            *ranges = Ranges::as_read(ranges.missing_from(&Ranges::as_read(gone)));
+        }
+        Elements::Ranges(_) | Elements::Intervals(_) | Elements::Exact(_) => {
+            places.iter().for_each(|place| set.remove(place));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The netfilter socket: batches that land whole or not at all, dumps, and what notifications are about. What
 //! the messages say is the business of `kilo_nftables` and of `iptables_forward`.
 
-use kilo_nftables::{Attributes, Dump, Query, Table, Transaction, Writer};
+use kilo_nftables::{Attributes, Dump, Query, Table, TableFamily, Transaction, Writer};
 use netlink_packet_core::NLM_F_ACK;
 use rustix::io::Errno;
 
@@ -179,15 +179,15 @@ pub(crate) fn read_table(socket: &mut Socket, name: &str) -> Result<Option<Table
 
 /// The table, if it was not changed while one part of it was read.
 fn read_once(socket: &mut Socket, name: &str) -> Result<Option<Option<Table>>, Refused> {
-    let mut dump = Dump::new(name);
+    let mut dump = Dump::new(TableFamily::Inet, name);
     let mut interrupted = false;
     let mut ask = |dump: &mut Dump, query: Query<'_>| {
         let sequence = socket.reserve(1);
-        socket.query(&query.encode(name, sequence), sequence, |datagram| {
+        socket.query(&query.encode(TableFamily::Inet, name, sequence), sequence, |datagram| {
             interrupted |= dump.read(datagram).is_err();
         })
     };
-    let result = [Query::Table, Query::Chains, Query::Rules, Query::Sets]
+    let result = Query::ALL
         .into_iter()
         .try_for_each(|query| ask(&mut dump, query))
         .and_then(|()| {

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
-use kilo_nftables::{Change, Dump, Expr, Family, Query, Rule, Set, Table, Transaction, diff};
+use kilo_nftables::{Change, Dump, Expr, Family, Query, Rule, Set, Table, TableFamily, Transaction, diff};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, TestRunner};
@@ -75,7 +75,7 @@ impl Nft {
 
     fn query(&mut self, query: Query<'_>, dump: &mut Dump) {
         self.seq += 1;
-        self.socket.send(&query.encode("kilo", self.seq), 0).unwrap();
+        self.socket.send(&query.encode(dump.family(), dump.name(), self.seq), 0).unwrap();
         loop {
             let (answer, _) = self.socket.recv_from_full().unwrap();
             if matches!(u16_at(&answer, 4), NLMSG_ERROR | NLMSG_DONE) {
@@ -94,8 +94,8 @@ impl Nft {
     }
 
     fn read(&mut self) -> Option<Table> {
-        let mut dump = Dump::new("kilo");
-        for query in [Query::Table, Query::Chains, Query::Rules, Query::Sets] {
+        let mut dump = Dump::new(TableFamily::Inet, "kilo");
+        for query in Query::ALL {
             self.query(query, &mut dump);
         }
         for set in dump.sets().map(str::to_owned).collect::<Vec<_>>() {
@@ -254,7 +254,7 @@ fn thousands_of_elements_come_and_go() {
     let wider: Vec<IpNet> = nets.iter().copied().chain([net("10.0.1.0/24")]).collect();
     want.sets.insert("except4".into(), Set::of_nets(Family::V4, &wider));
     let transaction = nft.become_table(Some(&want)).unwrap();
-    let [Change::DeleteElements { ranges: gone, .. }, Change::AddElements { ranges: come, .. }] =
+    let [Change::DeleteElements { places: gone, .. }, Change::AddElements { elements: come, .. }] =
         &transaction.changes[..]
     else {
         panic!("{transaction}")
@@ -271,6 +271,7 @@ fn refused_batch_changes_nothing() {
     let mut nft = Nft::new();
     nft.become_table(Some(&table()));
     let transaction = Transaction {
+        family: TableFamily::Inet,
         table: "kilo".into(),
         changes: vec![Change::FlushChain("a-masq".into()), Change::DeleteSet("except4".into())],
     };

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::random::{any_net, any_nets, any_table};
 use crate::table::{net, range};
 use ipnet::IpNet;
-use kilo_nftables::{Change, Dump, Family, IpRange, Ranges, diff};
+use kilo_nftables::{Change, Dump, Family, IpRange, Ranges, Set, TableFamily, diff};
 use proptest::prelude::*;
 
 proptest! {
@@ -58,14 +58,14 @@ proptest! {
     #[test]
     fn bytes_say_all_of_a_table(a in any_table()) {
         let batch = diff(None, Some(&a)).unwrap().encode(1, None);
-        let mut dump = Dump::new("kilo");
+        let mut dump = Dump::new(TableFamily::Inet, "kilo");
         dump.read(&batch.bytes).unwrap();
         prop_assert_eq!(dump.finish(), Some(a));
     }
 
     #[test]
     fn random_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let mut dump = Dump::new("kilo");
+        let mut dump = Dump::new(TableFamily::Inet, "kilo");
         let _ = dump.read(&bytes);
         dump.finish();
     }
@@ -107,8 +107,8 @@ fn one_element_is_one_change() {
     let mut table = crate::table::table();
     let before = table.clone();
     let set = table.sets.get_mut("except4").unwrap();
-    let more = set.ranges.iter().copied().chain([net("172.16.0.0/12").into()]);
-    set.ranges = Ranges::new(Family::V4, more.collect::<Vec<_>>());
+    let more = set.ranges().unwrap().iter().copied().chain([net("172.16.0.0/12").into()]);
+    *set = Set::of_ranges(Family::V4, Ranges::new(Family::V4, more.collect::<Vec<_>>()));
     let transaction = diff(Some(&before), Some(&table)).unwrap();
     assert_eq!(transaction.to_string(), "add element inet kilo except4 { 172.16.0.0/12 }\n");
     let back = diff(Some(&table), Some(&before)).unwrap();

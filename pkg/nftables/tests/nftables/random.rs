@@ -120,7 +120,7 @@ pub fn any_table() -> impl Strategy<Value = Table> {
             ]);
             chains.extend(other.map(|rules| ("other".into(), Chain { base: None, rules })));
             chains.extend(root.map(|(base, rules)| ("root".into(), Chain { base: Some(base), rules })));
-            Table { name: "kilo".into(), flags: 0, sets, chains }
+            Table { name: "kilo".into(), sets, chains, ..Table::default() }
         },
     )
 }

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use kilo_nftables::{
     Addresses, Base, Chain, ChainType, Direction, End, Expr, Family, Hook, IfName, IpRange, Policy, Ranges,
-    Rule, Set, SetKey, Table, Verdict,
+    Rule, Set, Table, Verdict,
 };
 
 pub fn net(text: &str) -> IpNet {
@@ -44,8 +44,8 @@ pub fn table() -> Table {
     ];
     let v6 = [net("2001:db8::1/128").into(), range("2001:db8::5", "2001:db8::9"), net("fd00::/8").into()];
     let sets = [
-        ("except4", Set { key: SetKey::Address(V4), ranges: Ranges::new(V4, v4) }),
-        ("except6", Set { key: SetKey::Address(V6), ranges: Ranges::new(V6, v6) }),
+        ("except4", Set::of_ranges(V4, Ranges::new(V4, v4))),
+        ("except6", Set::of_ranges(V6, Ranges::new(V6, v6))),
     ];
     let jump = |chain: &str| verdict(Verdict::Jump(chain.into()));
     let goto = |chain: &str| verdict(Verdict::Goto(chain.into()));
@@ -81,8 +81,8 @@ pub fn table() -> Table {
     ];
     Table {
         name: "kilo".into(),
-        flags: 0,
         sets: sets.into_iter().map(|(name, set)| (name.into(), set)).collect(),
         chains: chains.into_iter().map(|(name, chain)| (name.into(), chain)).collect(),
+        ..Table::default()
     }
 }

@@ -2,7 +2,7 @@
 //! `vectors/dump.hex` what the kernel answered to `nft list`, `vectors/kilo.nft` what that printed.
 
 use crate::table::table;
-use kilo_nftables::{Dump, Expr, Interrupted, diff};
+use kilo_nftables::{Dump, Expr, Interrupted, TableFamily, diff};
 
 const BATCH: &str = include_str!("../vectors/batch.hex");
 const DUMP: &str = include_str!("../vectors/dump.hex");
@@ -31,7 +31,7 @@ fn text_is_that_of_nft() {
 
 #[test]
 fn dump_of_the_kernel_is_the_table() {
-    let mut dump = Dump::new("kilo");
+    let mut dump = Dump::new(TableFamily::Inet, "kilo");
     for message in messages(DUMP) {
         dump.read(&message).unwrap();
     }
@@ -41,7 +41,7 @@ fn dump_of_the_kernel_is_the_table() {
 
 #[test]
 fn other_tables_are_passed_over() {
-    let mut dump = Dump::new("kil");
+    let mut dump = Dump::new(TableFamily::Inet, "kil");
     for message in messages(DUMP) {
         dump.read(&message).unwrap();
     }
@@ -66,7 +66,7 @@ fn rules_are_those_of_nft_byte_for_byte() {
 fn batches_of_both_say_the_same() {
     let batch = diff(None, Some(&table())).unwrap().encode(7, None);
     let read = |all: Vec<Vec<u8>>| {
-        let mut dump = Dump::new("kilo");
+        let mut dump = Dump::new(TableFamily::Inet, "kilo");
         all.iter().for_each(|message| dump.read(message).unwrap());
         dump.finish()
     };
@@ -95,12 +95,12 @@ fn batch_is_framed_and_acknowledged_once() {
 fn interrupted_dump_is_an_error() {
     let mut message = messages(DUMP).pop().unwrap();
     message[6] |= 0x10;
-    assert_eq!(Dump::new("kilo").read(&message), Err(Interrupted));
+    assert_eq!(Dump::new(TableFamily::Inet, "kilo").read(&message), Err(Interrupted));
 }
 
 #[test]
 fn unknown_expression_differs_from_everything() {
-    let mut dump = Dump::new("kilo");
+    let mut dump = Dump::new(TableFamily::Inet, "kilo");
     for mut message in messages(DUMP) {
         // The masquerade becomes an expression of another name.
         if let Some(at) = message.windows(7).position(|w| w == b"\x01\0masq\0") {
@@ -120,7 +120,7 @@ fn unknown_expression_differs_from_everything() {
 fn broken_messages_do_no_harm() {
     for message in messages(DUMP) {
         for len in 0..message.len() {
-            let mut dump = Dump::new("kilo");
+            let mut dump = Dump::new(TableFamily::Inet, "kilo");
             let _ = dump.read(&message[..len]);
             let mut cut = message[..len].to_vec();
             if let Some(head) = cut.get_mut(..4) {
