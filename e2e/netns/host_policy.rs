@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kilo_agent::{Firewall, FirewallEvent, Logged, LoggedAt};
 use kilo_e2e::{Skip, World, figure, tests};
 use kilo_host::firewall::{FirewallConfig, LinuxFirewall};
-use kilo_nftables::{Change, Family, Set, Table, Transaction, diff};
+use kilo_nftables::{Change, Family, Set, Table, TableFamily, Transaction, diff};
 
 use super::host_lab::{net, sh, wait};
 
@@ -99,13 +99,13 @@ fn transactions_land_together_or_not_at_all(world: &World) -> Result<()> {
         let mut firewall = open(FirewallConfig::default())?;
         let mut wanted = table(2);
         let first = diff(None, Some(&wanted)).context("nothing to do")?;
-        let bad = Transaction { table: NAME.into(), changes: vec![Change::DeleteSet("nothing".into())] };
-        let empty = Transaction { table: NAME.into(), changes: Vec::new() };
+        let bad = Transaction { table: NAME.into(), changes: vec![Change::DeleteSet("nothing".into())], ..Transaction::default() };
+        let empty = Transaction { table: NAME.into(), changes: Vec::new(), ..Transaction::default() };
         let error = firewall.commit(&[empty.clone(), first.clone(), bad]).await.err().context("it is not refused")?;
         ensure!(error.action.contains(NAME) && error.action.contains("nothing"), "{}", error.action);
         ensure!(firewall.read().await?.is_empty(), "half of it has landed");
         wanted.sets.remove("v6");
-        let second = Transaction { table: NAME.into(), changes: vec![Change::DeleteSet("v6".into())] };
+        let second = Transaction { table: NAME.into(), changes: vec![Change::DeleteSet("v6".into())], ..Transaction::default() };
         let took = firewall.commit(&[first, empty.clone(), second]).await?;
         ensure!(took.messages >= 4 && took.bytes > 100, "{took:?}");
         ensure!(firewall.read().await? == [wanted]);
@@ -178,6 +178,7 @@ fn the_table_of_an_older_process_is_replaced(world: &World) -> Result<()> {
         reach(&mut firewall, Some(&wanted)).await?;
         // And ours, when it has to be written anew.
         let transaction = Transaction {
+            family: TableFamily::Inet,
             table: NAME.into(),
             changes: [vec![Change::AddTable { flags: 0 }, Change::DeleteTable],
                 diff(None, Some(&table(3))).context("nothing to do")?.changes].concat(),

@@ -97,9 +97,9 @@ fn table(except: &[IpNet]) -> Table {
         Base { chain_type: ChainType::Nat, hook: Hook::Postrouting, priority: 100, policy: Policy::Accept };
     Table {
         name: "kilo".into(),
-        flags: 0,
         sets: [("except4".into(), Set::of_nets(Family::V4, except))].into(),
         chains: [("postrouting".into(), Chain { base: Some(base), rules })].into(),
+        ..Table::default()
     }
 }
 
