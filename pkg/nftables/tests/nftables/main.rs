@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod kernel;
+mod policy;
 mod properties;
 mod random;
 mod table;
