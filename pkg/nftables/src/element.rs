@@ -206,6 +206,16 @@ impl SetType {
         }
         // The kernel asks for an identifier, unique in the batch, by which other messages may name the set.
         w.number(set::ID, id);
+        let parts = key.parts();
+        if parts.len() > 1 {
+            w.nest(set::DESCRIPTION, |w| {
+                w.nest(set::CONCATENATION, |w| {
+                    for part in parts {
+                        w.nest(set::LIST_ITEM, |w| w.number(set::FIELD_LEN, part.width() as u32));
+                    }
+                });
+            });
+        }
         let mut orders = Vec::new();
         let mut order = |number: u8, order: u32| {
             orders.extend([number, 4]);
@@ -223,13 +233,9 @@ impl SetType {
         let flags = attributes.number(set::FLAGS).unwrap_or(0);
         let (number, len) = (attributes.number(set::KEY_TYPE)?, attributes.number(set::KEY_LEN)?);
         let key = KeyType::ALL.into_iter().find(|key| (key.number(), key.width() as u32) == (number, len))?;
-        let ranges = flags & set::INTERVAL != 0;
-        let base = if let KeyType::Address(family) = key
-            && ranges
-        {
-            Self::intervals(family)
-        } else {
-            Self::exact(key)
+        let base = match key {
+            KeyType::Address(family) if flags & set::INTERVAL != 0 => Self::intervals(family),
+            _ => Self::exact(key),
         };
         let base = if flags & set::TIMEOUT != 0 { base.with_timeouts() } else { base };
         let data = (attributes.number(set::DATA_TYPE), attributes.number(set::DATA_LEN));

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kilo_object::{Field, Notes, Unreadable};
 
 /// A range of addresses of one family with exceptions of the same family. Host bits are zero.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Block {
     /// The range.
     pub cidr: IpNet,

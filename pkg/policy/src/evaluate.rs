@@ -153,13 +153,8 @@ impl<'s> Evaluator<'s> {
 
     fn pod_end(&self, namespace: &'s Text, name: &'s Text, pod: &'s Pod) -> PodEnd<'s> {
         let policies = self.policies.get(&**namespace).map(|index| index.selecting(&pod.labels));
-        PodEnd {
-            namespace,
-            name,
-            pod,
-            labels_of_namespace: self.snapshot.namespace(namespace),
-            policies: policies.unwrap_or_default(),
-        }
+        let labels = self.snapshot.namespace(namespace);
+        PodEnd::new(namespace, name, pod, labels, policies.unwrap_or_default())
     }
 
     /// The end that has this address: the pod that owns it, or somebody else.
@@ -248,6 +243,16 @@ impl<'s> Evaluator<'s> {
 }
 
 impl<'s> PodEnd<'s> {
+    pub(crate) fn new(
+        namespace: &'s Text,
+        name: &'s Text,
+        pod: &'s Pod,
+        labels_of_namespace: Option<&'s Labels>,
+        policies: Vec<Named<'s>>,
+    ) -> Self {
+        Self { namespace, name, pod, labels_of_namespace, policies }
+    }
+
     /// The policies that isolate the pod in a direction, with their rules.
     pub(crate) fn isolating(&self, direction: Direction) -> impl Iterator<Item = (&Named<'s>, &'s [Rule])> {
         self.policies
@@ -257,14 +262,16 @@ impl<'s> PodEnd<'s> {
 
     /// Whether its namespace is selected.
     pub(crate) fn is_in(&self, namespaces: &Selector) -> bool {
-        match self.labels_of_namespace {
-            Some(labels) => namespaces.matches(labels),
-            // Of a namespace that is not there its name is known and nothing else.
-            None => namespaces
-                .terms()
-                .iter()
-                .all(|term| &*term.key == NAME_LABEL && term.takes(Some(self.namespace))),
-        }
+        is_in(namespaces, self.namespace, self.labels_of_namespace)
+    }
+}
+
+/// Whether a namespace is selected.
+pub(crate) fn is_in(namespaces: &Selector, name: &str, labels: Option<&Labels>) -> bool {
+    match labels {
+        Some(labels) => namespaces.matches(labels),
+        // Of a namespace that is not there its name is known and nothing else.
+        None => namespaces.terms().iter().all(|term| &*term.key == NAME_LABEL && term.takes(Some(name))),
     }
 }
 

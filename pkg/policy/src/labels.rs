@@ -7,7 +7,7 @@ use kilo_object::{Field, Notes, Unreadable};
 use crate::intern::{Interner, Text};
 
 /// Labels of a pod or namespace, sorted by key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Box<[(Text, Text)]>);
 
 impl Labels {
@@ -51,7 +51,7 @@ impl Labels {
 }
 
 /// What one term of a selector asks of the value of its key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Asked {
     /// It is one of these; sorted.
     In(Box<[Text]>),
@@ -64,7 +64,7 @@ pub enum Asked {
 }
 
 /// One term of a selector.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term {
     /// The key of the label.
     pub key: Text,
@@ -89,7 +89,7 @@ impl Term {
 
 /// A label selector. Its terms are sorted and each stands there once, so that selectors of one meaning that differ
 /// in order only are equal. Without terms it selects everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector(Box<[Term]>);
 
 impl Selector {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod compile;
 mod evaluate;
 mod index;
 mod intern;
@@ -18,6 +19,10 @@ mod table;
 mod verdict;
 
 pub use block::Block;
+pub use compile::{
+    Antispoof, Compiler, CompilerConfig, Explained, Links, LocalPod, LocalPods, MeshFacts, Mode, Owner,
+    Reason, Stats,
+};
 pub use evaluate::{End, Evaluator, Options, PodEnd, Traffic, Who};
 pub use index::Named;
 pub use intern::Text;

@@ -10,7 +10,7 @@ use crate::intern::Text;
 use crate::labels::Selector;
 
 /// The direction of a connection as its subject sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Others open connections to the subject.
@@ -20,7 +20,7 @@ pub enum Direction {
 }
 
 /// A protocol with ports that policies know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// TCP
@@ -84,7 +84,7 @@ impl Policy {
 }
 
 /// What a rule allows: any of its ports from or to any of its peers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The entries of `from` or `to`; nothing for everybody.
     pub peers: Option<Box<[Peer]>>,
@@ -93,7 +93,7 @@ pub struct Rule {
 }
 
 /// An entry of `from` or `to`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// Pods by labels.
     Pods {
@@ -109,7 +109,7 @@ pub enum Peer {
 }
 
 /// An entry of `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Port {
     /// Every port of a protocol.
     All(Protocol),

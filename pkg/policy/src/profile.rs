@@ -13,7 +13,7 @@ use crate::policy::{Direction, Peer, Port, Protocol, Rule};
 use crate::ranges::Ranges;
 
 /// What a pod lets through in one direction.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Profile {
     /// No policy isolates it: everything.
     Open,
@@ -24,7 +24,7 @@ pub enum Profile {
 }
 
 /// What a connection may carry.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ports {
     /// Every protocol, those without ports too.
     Everything,
@@ -37,7 +37,7 @@ pub enum Ports {
 }
 
 /// With whom: the union of its parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peers {
     /// With everybody; then the other parts are empty.
     pub everybody: bool,
@@ -48,7 +48,7 @@ pub struct Peers {
 }
 
 /// A set of pods by what they are, not by which they are.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodSet {
     /// Of these namespaces.
     pub namespaces: Namespaces,
@@ -57,7 +57,7 @@ pub struct PodSet {
 }
 
 /// Namespaces by what they are.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Namespaces {
     /// The one of this name.
     Only(Text),

@@ -7,7 +7,7 @@ use crate::block::Block;
 
 /// Addresses of both families as first and last of each range; sorted, with a gap between each two. Two of them are
 /// equal if they hold the same addresses, however those were written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ranges {
     v4: Vec<(Ipv4Addr, Ipv4Addr)>,
     v6: Vec<(Ipv6Addr, Ipv6Addr)>,

@@ -1,11 +1,12 @@
 //! The objects of a cluster that policies are about, trimmed as they come in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kilo_object::{Field, Finding, Notes, is_name, shorten};
 use serde_json::Value;
 
+use crate::index::Named;
 use crate::intern::{Interner, Text};
 use crate::labels::Labels;
 use crate::pod::{Pod, read_namespace};
@@ -150,6 +151,32 @@ impl Snapshot {
         self.namespaces.get(name)?.as_deref()
     }
 
+    /// The names of the namespaces, sorted.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Text> {
+        self.namespaces.keys()
+    }
+
+    /// A policy by its name.
+    pub(crate) fn policy(&self, namespace: &str, name: &str) -> Option<Named<'_>> {
+        let (namespace, policies) = self.policies.get_key_value(namespace)?;
+        let (name, policy) = policies.get_key_value(name)?;
+        Some(Named { namespace, name, policy })
+    }
+
+    /// The names of all objects of a kind.
+    pub(crate) fn names(&self, kind: Kind) -> BTreeSet<(Text, Text)> {
+        fn all<T>(objects: &Namespaced<T>) -> BTreeSet<(Text, Text)> {
+            each(objects).map(|(namespace, name, _)| (namespace.clone(), name.clone())).collect()
+        }
+        match kind {
+            Kind::Pod => all(&self.pods),
+            Kind::NetworkPolicy => all(&self.policies),
+            Kind::Service => all(&self.services),
+            Kind::EndpointSlice => all(&self.slices),
+            Kind::Namespace => self.namespaces.keys().map(|name| ("".into(), name.clone())).collect(),
+        }
+    }
+
     /// A pod by its name, with namespace and name as they are kept.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<(&Text, &Text, &Pod)> {
         let (namespace, pods) = self.pods.get_key_value(namespace)?;
@@ -159,7 +186,7 @@ impl Snapshot {
 }
 
 /// Namespace and name of an object; the namespace is `default` where none is given, and empty for a Namespace.
-fn key<'v>(kind: Kind, root: &Field<'v, '_>) -> Result<(&'v str, &'v str), Vec<Finding>> {
+pub(crate) fn key<'v>(kind: Kind, root: &Field<'v, '_>) -> Result<(&'v str, &'v str), Vec<Finding>> {
     let metadata = root.get("metadata");
     let (namespace, name) = (metadata.get("namespace"), metadata.get("name"));
     let shown = |field: &Field<'v, '_>| field.value().as_str().unwrap_or_default();

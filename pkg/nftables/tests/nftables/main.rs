@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod kernel;
-mod policy;
 mod properties;
 mod random;
 mod table;
