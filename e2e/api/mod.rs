@@ -5,4 +5,5 @@ kilo_e2e::test_files! {
     api_backend,
     api_outage,
     mixed_mesh,
+    webhook,
 }
