@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -102,7 +103,7 @@ pub enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
-    /// Join this machine to the mesh as a peer (not there yet)
+    /// Join this machine to the mesh as a peer, for as long as this runs (Linux only)
     Connect(ConnectArgs),
     /// Print a completion script
     #[command(after_help = COMPLETION_HELP)]
@@ -402,12 +403,102 @@ pub enum TableOutput {
     Json,
 }
 
-/// `kgctl connect`, which takes the flags of Kilo's and does nothing yet.
-#[derive(Args, Debug)]
+/// `kgctl connect`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = CONNECT_HELP)]
 pub struct ConnectArgs {
-    /// Names of peers and flags, which are not looked at
-    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<String>,
+    /// The name of the Peer; that of the operating system if not given
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// The address of this machine in the mesh, with the length of its range
+    #[arg(short, long, value_name = "CIDR", default_value = "10.10.10.10/32")]
+    pub allowed_ip: IpNet,
+
+    /// Further ranges of the cluster to reach, such as that of Services; may be repeated
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub allowed_ips: Vec<IpNet>,
+
+    /// Undo everything at the end: link, routes, and the Peer if it was made
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub clean_up: bool,
+
+    /// The name of the WireGuard link; made when missing
+    #[arg(short, long, value_name = "NAME", default_value = "kilo0")]
+    pub interface: String,
+
+    /// How logs are written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+
+    /// What is logged
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+
+    /// The MTU of a link that is made, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 1420)]
+    pub mtu: u32,
+
+    /// Seconds between two packets that keep the way open, for a Peer that is made; 0 for none
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub persistent_keepalive: u16,
+
+    /// The file of this machine's private key in base64, which only its owner may read; a new key without it
+    #[arg(long, value_name = "FILE")]
+    pub private_key: Option<PathBuf>,
+
+    /// How often everything is compared with the kernel, whether anything was heard or not
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub resync_period: Duration,
+
+    /// Which WireGuard carries the packets: the kernel's, the built-in one, or the kernel's if it is there
+    #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
+    pub wireguard: WireGuard,
+}
+
+const CONNECT_HELP: &str = "\
+Needs the rights to change the network of this machine, and those to list Nodes and Peers and to create and delete \
+Peers. Runs until SIGINT or SIGTERM.
+
+Examples:
+  kgctl connect laptop --allowed-ip 10.10.10.11/32 --allowed-ips 10.96.0.0/12
+  (umask 077; wg genkey > key); kgctl connect laptop --private-key key";
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object for each line
+    Json,
+    /// For people
+    Text,
+}
+
+/// `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Everything
+    All,
+    /// Branches taken
+    Debug,
+    /// Changes made
+    Info,
+    /// What deserves a look
+    Warn,
+    /// What does not work
+    Error,
+    /// Nothing
+    None,
+}
+
+/// `--wireguard`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WireGuard {
+    /// The kernel's if it is there, else the built-in one
+    Auto,
+    /// The kernel's
+    Kernel,
+    /// The built-in one
+    Userspace,
 }
 
 /// A value of `--external`: an address, or nothing for an empty text, so that scripts may pass an empty list.
@@ -418,6 +509,31 @@ fn parse_external(text: &str) -> Result<External, String> {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| "must be an address".to_owned())
+}
+
+/// Reads a duration in Go's manner: numbers with the units h, m, s and ms in a row, `1m30s`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "must be a duration such as 30s, 1m30s or 500ms".to_owned();
+    let (mut rest, mut seconds) = (text, 0.0);
+    while !rest.is_empty() {
+        let unit = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..unit].parse().map_err(|_| wrong())?;
+        let after = &rest[unit..];
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        seconds += number
+            * match &after[..end] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                _ => return Err(wrong()),
+            };
+        rest = &after[end..];
+    }
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) | Err(_) => Err(wrong()),
+    }
 }
 
 fn parse_mtu(text: &str) -> Result<kilo_mesh::Mtu, String> {
@@ -477,6 +593,15 @@ mod tests {
         let mut changed = config.clone();
         AgentArgs::default().apply(&mut changed);
         assert_eq!(changed, config);
+    }
+
+    #[test]
+    fn durations_are_those_of_go() {
+        assert_eq!(parse_duration("1m30.5s"), Ok(Duration::from_millis(90_500)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0s", "30", "s", "-1s", "1d", "1e3s", "..s", "9999999999999999999999h", "1\u{b5}"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

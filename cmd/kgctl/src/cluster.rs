@@ -19,15 +19,19 @@ use crate::input::Input;
 /// How long a name may take to resolve.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Which cluster the flags and the environment name.
+pub fn config(global: &Global) -> ClientConfig {
+    let environment = std::env::var("KUBECONFIG").ok();
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    ClientConfig::for_kgctl(global.kubeconfig.as_deref(), environment.as_deref(), home.as_deref())
+}
+
 /// Lists all Nodes and Peers.
 ///
 /// # Errors
 /// When there is no such cluster, it does not answer, or has no Peers.
 pub fn read(global: &Global) -> anyhow::Result<Input> {
-    let environment = std::env::var("KUBECONFIG").ok();
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    let config =
-        ClientConfig::for_kgctl(global.kubeconfig.as_deref(), environment.as_deref(), home.as_deref());
+    let config = config(global);
     let label = global.topology_label.clone().unwrap_or_else(|| Config::default().topology_label);
     block_on(async {
         let client = connect(&config).await?;

@@ -1,11 +1,14 @@
 //! `kgctl`: shows what a mesh is, what a node of it should be, and what a change would do. It reads objects from
-//! files or a cluster, lets `kilo-mesh` plan, and prints; it never writes to either.
+//! files or a cluster, lets `kilo-mesh` plan, and prints. Only `connect` changes anything: this machine's network, and the
+//! Peer that stands for it.
 #![forbid(unsafe_code)]
 
 mod args;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod complete;
+#[cfg(all(feature = "connect", target_os = "linux"))]
+mod connect;
 mod diff;
 mod error;
 mod form;
@@ -84,9 +87,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         }
     };
     match command {
-        Command::Connect(_) => Err(error::message(
-            "connect is not there yet: make a Peer, and use `kgctl showconf peer NAME` for this machine's configuration",
-        )),
+        Command::Connect(args) => connect(&cli.global, args).map(|()| OK),
         Command::Completion { shell } => complete::run(*shell).map(|()| OK),
         Command::Version => {
             out::print(&format!("kgctl version {}\n", env!("CARGO_PKG_VERSION")))?;
@@ -100,4 +101,14 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Showconf { of: ShowconfOf::Node(args) } => showconf::node(&cli.global, args).map(|()| OK),
         Command::Showconf { of: ShowconfOf::Peer(args) } => showconf::peer(&cli.global, args).map(|()| OK),
     }
+}
+
+#[cfg(all(feature = "connect", target_os = "linux"))]
+use connect::run as connect;
+
+#[cfg(not(all(feature = "connect", target_os = "linux")))]
+fn connect(_global: &args::Global, _args: &args::ConnectArgs) -> anyhow::Result<()> {
+    Err(error::message(
+        "this kgctl cannot connect a machine: make a Peer, and use `kgctl showconf peer NAME` for its configuration",
+    ))
 }

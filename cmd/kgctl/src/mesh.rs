@@ -1,5 +1,7 @@
 //! From what was read and the flags that were given to what a plan is made from.
 
+#[cfg(feature = "cluster")]
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -103,11 +105,27 @@ impl Mesh {
     /// Resolves the names of all endpoints.
     #[cfg(feature = "cluster")]
     fn resolved(mut self) -> anyhow::Result<Self> {
+        self.facts.dns = crate::cluster::resolve(self.names())?;
+        Ok(self)
+    }
+
+    /// The names of all endpoints.
+    #[cfg(feature = "cluster")]
+    pub fn names(&self) -> BTreeSet<String> {
         let nodes = self.nodes.iter().map(|node| &node.endpoint);
         let endpoints = nodes.chain(self.peers.iter().map(|peer| &peer.endpoint)).flatten();
-        let names = endpoints.filter_map(|endpoint| endpoint.dns()).map(str::to_owned).collect();
-        self.facts.dns = crate::cluster::resolve(names)?;
-        Ok(self)
+        endpoints.filter_map(|endpoint| endpoint.dns()).map(str::to_owned).collect()
+    }
+
+    /// Has further ranges reached by the first ready node by name.
+    #[cfg(all(feature = "connect", target_os = "linux"))]
+    pub fn reach_further(&mut self, ranges: &[IpNet]) {
+        let (now, expiry) = (self.now, self.config.node_expiry);
+        let ready = self.nodes.iter_mut().filter(|node| node.ready(now, expiry));
+        if let Some(first) = ready.min_by(|a, b| a.name.cmp(&b.name)) {
+            let all = first.allowed_location_ips.iter().chain(ranges);
+            first.allowed_location_ips = all.copied().collect();
+        }
     }
 
     /// Tells on the standard error what was taken for granted.
@@ -254,7 +272,8 @@ fn newest(nodes: &[Node]) -> u64 {
     nodes.iter().filter_map(|node| u64::try_from(node.last_seen).ok()).max().unwrap_or(0)
 }
 
-fn clock() -> u64 {
+/// This machine's clock, in seconds since 1970.
+pub fn clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -58,6 +58,12 @@ impl LinuxHost {
     pub fn open(config: HostConfig) -> Result<Self, HostError> {
         let key = key::load_or_create(&config.data_dir)
             .map_err(|source| error::fatal("taking up the private key", source))?;
+        Self::with_key(config, key)
+    }
+
+    /// Opens the sockets for a device with this key; no key file is read or made. Must be called within a Tokio
+    /// runtime.
+    pub fn with_key(config: HostConfig, key: PrivateKey) -> Result<Self, HostError> {
         let open = |protocol| Socket::open(protocol).map_err(error::io("opening a netlink socket"));
         let route = open(NETLINK_ROUTE)?;
         route.strict_dumps();

@@ -72,7 +72,21 @@ fn sweep(data_dir: &Path) {
     }
 }
 
-fn load(path: &Path) -> Result<Option<PrivateKey>, KeyFileError> {
+/// A new key that is nowhere else.
+///
+/// # Errors
+/// When the kernel has no random bytes to give.
+pub fn generate() -> io::Result<PrivateKey> {
+    let mut random = Zeroizing::new([0; 32]);
+    fill_random(&mut *random)?;
+    Ok(PrivateKey::from_random(*random))
+}
+
+/// Reads the key in a file; `None` where there is no file.
+///
+/// # Errors
+/// When it cannot be read, holds something else, or may be read by others than its owner.
+pub fn load(path: &Path) -> Result<Option<PrivateKey>, KeyFileError> {
     let failed = |source| KeyFileError::io("reading the private key", path)(source);
     let file = match File::open(path) {
         Ok(file) => file,
@@ -99,10 +113,7 @@ fn create(data_dir: &Path, path: &Path) -> Result<PrivateKey, KeyFileError> {
         .mode(0o700)
         .create(data_dir)
         .map_err(KeyFileError::io("making the data directory", data_dir))?;
-    let mut random = Zeroizing::new([0; 32]);
-    fill_random(&mut *random).map_err(failed)?;
-    let key = PrivateKey::from_random(*random);
-
+    let key = generate().map_err(failed)?;
     let mut unique = [0; 8];
     fill_random(&mut unique).map_err(failed)?;
     let temporary = data_dir.join(format!(".{FILE}.{:016x}", u64::from_ne_bytes(unique)));

@@ -27,4 +27,4 @@ pub mod wireguard;
 
 pub use config::HostConfig;
 pub use host::LinuxHost;
-pub use key::{KeyFileError, load_or_create};
+pub use key::{KeyFileError, generate, load, load_or_create};

@@ -158,7 +158,8 @@ async fn find_definition(client: &Client) -> Result<(), CallError> {
     }
 }
 
-async fn patient<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+/// Makes a call that must not take for ever.
+pub(crate) async fn patient<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
     Ok(tokio::time::timeout(PATIENCE, call).await.map_err(|_| CallError::Silent(PATIENCE))??)
 }
 

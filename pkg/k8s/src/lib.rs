@@ -7,6 +7,7 @@ mod client;
 mod crd;
 mod error;
 mod object;
+mod peer;
 mod policies;
 mod watch;
 
@@ -15,3 +16,4 @@ pub use client::{ClientConfig, ClientError, connect};
 pub use crd::{CRD_NAME, custom_resource_definition};
 pub use error::CallError;
 pub use kube::Client;
+pub use peer::{MadePeer, create_peer, delete_peer, find_peer};
