@@ -70,7 +70,7 @@ fn bad_input_is_1_and_one_line_that_names_it() {
             "",
             &["Peer/broken", "spec.allowedIPs[0]", "10.7.0.300/32"],
         ),
-        (&["connect", "laptop", "--mtu", "1300"], "", &["not there yet"]),
+        (&["connect", "laptop", "--kubeconfig", "/nowhere"], "", &["/nowhere"]),
     ];
     for (args, stdin, words) in cases {
         let run = kgctl_stdin(args, stdin);
