@@ -16,12 +16,12 @@ tests![backend(place = Place::Host, limit = 600)];
 const SEEN: &str = "kilo.squat.ai/last-seen";
 
 /// An API server of our own, stopped at the end.
-struct Server {
-    dir: tempfile::TempDir,
+pub(super) struct Server {
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Server {
-    fn start() -> Result<Self> {
+    pub(super) fn start() -> Result<Self> {
         let probe = Command::new(script("install-control-plane")).output().context("preparing the API server")?;
         if probe.status.code() == Some(3) {
             let text = String::from_utf8_lossy(&probe.stdout).into_owned();
@@ -33,18 +33,18 @@ impl Server {
     }
 
     /// Runs `control-plane VERB DIR ARGS…`.
-    fn control(&self, args: &[&str]) -> Result<String> {
+    pub(super) fn control(&self, args: &[&str]) -> Result<String> {
         let (verb, rest) = args.split_first().context("a verb")?;
         output(Command::new(script("control-plane")).arg(verb).arg(self.dir.path()).args(rest), None)
     }
 
-    fn kubectl(&self, args: &[&str], input: Option<&str>) -> Result<String> {
+    pub(super) fn kubectl(&self, args: &[&str], input: Option<&str>) -> Result<String> {
         let kubeconfig = self.dir.path().join("kubeconfig");
         output(Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(args), input)
     }
 
     /// A kubeconfig with the token of a ServiceAccount.
-    fn account(&self, account: &str) -> Result<PathBuf> {
+    pub(super) fn account(&self, account: &str) -> Result<PathBuf> {
         let token = self.kubectl(&["-n", "kube-system", "create", "token", account], None)?;
         let text = self.kubectl(&["config", "view", "--raw", "-o", "json"], None)?;
         let mut config: Value = serde_json::from_str(&text)?;
@@ -79,7 +79,7 @@ fn output(command: &mut Command, input: Option<&str>) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-async fn client(kubeconfig: &Path) -> Result<kilo_k8s::Client> {
+pub(super) async fn client(kubeconfig: &Path) -> Result<kilo_k8s::Client> {
     let config = ClientConfig::Kubeconfig { path: kubeconfig.to_owned(), master: None };
     connect(&config).await.context("a client")
 }

@@ -4,6 +4,7 @@ kilo_e2e::test_files! {
     agents_mesh,
     api_backend,
     api_outage,
+    api_policies,
     connect,
     mixed_mesh,
     webhook,

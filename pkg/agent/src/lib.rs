@@ -10,6 +10,7 @@ mod backoff;
 mod changes;
 mod clock;
 mod drift;
+mod enforcer;
 mod firewall;
 mod health;
 mod host;
@@ -29,8 +30,12 @@ pub use annotations::CHECK_IN;
 pub use backend::{
     Backend, BackendError, Event, NodePatch, PolicyEvent, PolicyFinding, WatchKind, WatchState,
 };
+pub use enforcer::{
+    Compile, Enforcer, EnforcerSettings, EnforcerStats, EnforcerStatus, Explained, MeshNews, Programmed,
+};
 pub use firewall::{Committed, Counted, Firewall, FirewallEvent, Logged, LoggedAt, Packet};
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
+pub use kilo_mesh::Finding;
 pub use kilo_policy::Kind;
 pub use report::{DURATION_BUCKETS, Durations, ErrorEvent, Input, Query, Stats, Status, Summary};
 pub use trim::Trim;

@@ -145,6 +145,15 @@ pub struct Durations {
     pub sum: f64,
 }
 
+impl Durations {
+    pub(crate) fn add(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = DURATION_BUCKETS.iter().position(|&b| seconds <= b).unwrap_or(DURATION_BUCKETS.len());
+        self.counts[bucket] += 1;
+        self.sum += seconds;
+    }
+}
+
 impl Stats {
     pub(crate) fn error(&self, event: ErrorEvent) {
         *lock(&self.errors).entry(event).or_default() += 1;
@@ -160,11 +169,7 @@ impl Stats {
 
     pub(crate) fn reconciled(&self, took: Duration) {
         self.reconciles.fetch_add(1, Ordering::Relaxed);
-        let seconds = took.as_secs_f64();
-        let mut durations = lock(&self.durations);
-        let bucket = DURATION_BUCKETS.iter().position(|&b| seconds <= b).unwrap_or(DURATION_BUCKETS.len());
-        durations.counts[bucket] += 1;
-        durations.sum += seconds;
+        lock(&self.durations).add(took);
     }
 
     /// Errors by event.

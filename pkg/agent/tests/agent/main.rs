@@ -3,6 +3,7 @@
 
 mod world;
 
+mod enforcer;
 mod failover;
 mod own_node;
 mod random;
