@@ -61,31 +61,41 @@ impl KeyType {
         Self::Icmpv6Type,
     ];
 
-    fn parts(self) -> Vec<Part> {
+    fn parts(self) -> &'static [Part] {
+        use Family::{V4, V6};
         match self {
-            Self::Address(family) => vec![Part::Address(family)],
-            Self::Pair(family) => vec![Part::Address(family), Part::Address(family)],
-            Self::Service(family) => vec![Part::Address(family), Part::Protocol, Part::Port],
-            Self::Bound(family) => vec![Part::Link, Part::Address(family)],
-            Self::Link => vec![Part::Link],
-            Self::Integer => vec![Part::Mark],
-            Self::ProtoPort => vec![Part::Protocol, Part::Port],
-            Self::Protocol => vec![Part::Protocol],
-            Self::Port => vec![Part::Port],
-            Self::Icmpv6Type => vec![Part::Icmpv6Type],
+            Self::Address(V4) => &[Part::Address(V4)],
+            Self::Address(V6) => &[Part::Address(V6)],
+            Self::Pair(V4) => &[Part::Address(V4), Part::Address(V4)],
+            Self::Pair(V6) => &[Part::Address(V6), Part::Address(V6)],
+            Self::Service(V4) => &[Part::Address(V4), Part::Protocol, Part::Port],
+            Self::Service(V6) => &[Part::Address(V6), Part::Protocol, Part::Port],
+            Self::Bound(V4) => &[Part::Link, Part::Address(V4)],
+            Self::Bound(V6) => &[Part::Link, Part::Address(V6)],
+            Self::Link => &[Part::Link],
+            Self::Integer => &[Part::Mark],
+            Self::ProtoPort => &[Part::Protocol, Part::Port],
+            Self::Protocol => &[Part::Protocol],
+            Self::Port => &[Part::Port],
+            Self::Icmpv6Type => &[Part::Icmpv6Type],
         }
+    }
+
+    /// Whether a key of it has as many bytes.
+    pub(crate) fn fits(self, bytes: &[u8]) -> bool {
+        bytes.len() == self.width()
     }
 
     /// `nft`'s number for the type.
     fn number(self) -> u32 {
-        self.parts().into_iter().fold(0, |number, part| number << set::TYPE_BITS | part.number())
+        self.parts().iter().fold(0, |number, part| number << set::TYPE_BITS | part.number())
     }
 
     /// Bytes of a key.
     fn width(self) -> usize {
-        match self.parts()[..] {
+        match self.parts() {
             [part] => part.width(),
-            ref parts => parts.iter().map(|part| part.width().next_multiple_of(4)).sum(),
+            parts => parts.iter().map(|part| part.width().next_multiple_of(4)).sum(),
         }
     }
 
@@ -100,7 +110,7 @@ impl KeyType {
 
     /// The key that these bytes are.
     pub(crate) fn read(self, bytes: &[u8]) -> Option<Key> {
-        if bytes.len() != self.width() {
+        if !self.fits(bytes) {
             return None;
         }
         let mut rest = bytes;
@@ -206,16 +216,6 @@ impl SetType {
         }
         // The kernel asks for an identifier, unique in the batch, by which other messages may name the set.
         w.number(set::ID, id);
-        let parts = key.parts();
-        if parts.len() > 1 {
-            w.nest(set::DESCRIPTION, |w| {
-                w.nest(set::CONCATENATION, |w| {
-                    for part in parts {
-                        w.nest(set::LIST_ITEM, |w| w.number(set::FIELD_LEN, part.width() as u32));
-                    }
-                });
-            });
-        }
         let mut orders = Vec::new();
         let mut order = |number: u8, order: u32| {
             orders.extend([number, 4]);
@@ -233,9 +233,13 @@ impl SetType {
         let flags = attributes.number(set::FLAGS).unwrap_or(0);
         let (number, len) = (attributes.number(set::KEY_TYPE)?, attributes.number(set::KEY_LEN)?);
         let key = KeyType::ALL.into_iter().find(|key| (key.number(), key.width() as u32) == (number, len))?;
-        let base = match key {
-            KeyType::Address(family) if flags & set::INTERVAL != 0 => Self::intervals(family),
-            _ => Self::exact(key),
+        let ranges = flags & set::INTERVAL != 0;
+        let base = if let KeyType::Address(family) = key
+            && ranges
+        {
+            Self::intervals(family)
+        } else {
+            Self::exact(key)
         };
         let base = if flags & set::TIMEOUT != 0 { base.with_timeouts() } else { base };
         let data = (attributes.number(set::DATA_TYPE), attributes.number(set::DATA_LEN));

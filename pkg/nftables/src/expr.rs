@@ -7,7 +7,7 @@ mod write;
 use ipnet::IpNet;
 
 pub(crate) use read::{read, read_verdict};
-pub(crate) use write::{write, write_verdict};
+pub(crate) use write::{bits, write, write_verdict};
 
 use crate::{Addresses, Direction, End, Family, IfName, Load, Verdict};
 
@@ -240,10 +240,7 @@ impl Expr {
 
     /// The family that packets have behind it.
     pub(crate) fn fixes(&self) -> Option<Family> {
-        match self {
-            Self::NfProto(family) => Some(*family),
-            other => other.family(),
-        }
+        if let Self::NfProto(family) = self { Some(*family) } else { self.family() }
     }
 
     /// The one of several expressions with the same meaning that is read back; the packet's family has been
@@ -260,21 +257,23 @@ impl Expr {
             }
             Self::EtherType(0x0800) => Self::NfProto(Family::V4),
             Self::EtherType(0x86dd) => Self::NfProto(Family::V6),
-            Self::Net { of, net, negated } => match of.normal(fixed) {
-                Load::Address(_, end) => {
-                    Self::Address { end, among: Addresses::Net(net), negated }.normal(fixed)
+            Self::Net { of, net, negated } => {
+                let of = of.normal(fixed);
+                if let Load::Address(_, end) = of {
+                    return Self::Address { end, among: Addresses::Net(net), negated }.normal(fixed);
                 }
-                of => Self::Net { of, net: net.trunc(), negated },
-            },
-            Self::Number { of, first, last, negated } => match of.normal(fixed) {
-                Load::L4Proto if first == last && !negated && first <= u8::MAX.into() => {
-                    Self::L4Proto(u8::try_from(first).unwrap_or(u8::MAX))
+                Self::Net { of, net: net.trunc(), negated }
+            }
+            Self::Number { of, first, last, negated } => {
+                let of = of.normal(fixed);
+                if let (Load::L4Proto, Ok(protocol), false) =
+                    (of, u8::try_from(first), negated || first != last)
+                {
+                    return Self::L4Proto(protocol);
                 }
-                of => {
-                    let highest = if of.width() == 1 { u8::MAX.into() } else { u16::MAX };
-                    Self::Number { of, first: first.min(highest), last: last.min(highest), negated }
-                }
-            },
+                let highest = if of.width() == 1 { u8::MAX.into() } else { u16::MAX };
+                Self::Number { of, first: first.min(highest), last: last.min(highest), negated }
+            }
             Self::Bits { of, mask, value, negated } => {
                 let all = if of.width() == 1 { u8::MAX.into() } else { u32::MAX };
                 Self::Bits { of, mask: mask & all, value: value & all, negated }

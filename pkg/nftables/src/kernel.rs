@@ -96,10 +96,6 @@ pub(crate) mod set {
     pub const KEY_LEN: u16 = 5;
     pub const DATA_TYPE: u16 = 6;
     pub const DATA_LEN: u16 = 7;
-    pub const DESCRIPTION: u16 = 9;
-    pub const CONCATENATION: u16 = 2;
-    pub const LIST_ITEM: u16 = 1;
-    pub const FIELD_LEN: u16 = 1;
     pub const ID: u16 = 10;
     pub const USER_DATA: u16 = 13;
     pub const INTERVAL: u32 = 4;

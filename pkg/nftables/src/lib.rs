@@ -18,6 +18,7 @@ mod rule;
 mod set;
 mod table;
 mod text;
+pub mod trace;
 mod transaction;
 
 pub use attr::{Attributes, Writer};

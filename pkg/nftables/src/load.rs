@@ -38,8 +38,8 @@ pub enum Load {
     CtAddress(CtDirection, Family, End),
     /// `ct reply proto-src` and so on: a port of TCP, UDP or SCTP, the identifier of an ICMP echo.
     CtPort(CtDirection, End),
-    /// `ct original protocol`: that of the connection, not that of an ICMP error about it.
-    CtProtocol(CtDirection),
+    /// `ct protocol`: that of the connection, not that of an ICMP error about it.
+    CtProtocol,
     /// `meta mark`.
     Mark,
     /// `ct mark`.
@@ -81,7 +81,7 @@ impl Load {
     pub fn width(self) -> u8 {
         match self {
             Self::Link(_) => 16,
-            Self::L4Proto | Self::CtProtocol(_) | Self::TcpFlags | Self::IcmpType => 1,
+            Self::L4Proto | Self::CtProtocol | Self::TcpFlags | Self::IcmpType => 1,
             Self::Address(family, _) | Self::CtAddress(_, family, _) => family.width(),
             Self::Port(_) | Self::CtPort(..) => 2,
             Self::Mark | Self::CtMark | Self::CtState => 4,
@@ -99,7 +99,7 @@ impl Load {
             | Self::Port(_)
             | Self::CtAddress(..)
             | Self::CtPort(..)
-            | Self::CtProtocol(_)
+            | Self::CtProtocol
             | Self::Mark
             | Self::CtMark
             | Self::CtState
@@ -112,7 +112,7 @@ impl Load {
 
     pub(crate) fn class(self) -> Class {
         match self {
-            Self::L4Proto | Self::CtProtocol(_) | Self::IcmpType | Self::Port(_) | Self::CtPort(..) => {
+            Self::L4Proto | Self::CtProtocol | Self::IcmpType | Self::Port(_) | Self::CtPort(..) => {
                 Class::Number
             }
             Self::Raw { len: 1 | 2, .. } => Class::Number,
@@ -135,7 +135,7 @@ impl Load {
             | Self::L4Proto
             | Self::CtAddress(..)
             | Self::CtPort(..)
-            | Self::CtProtocol(_)
+            | Self::CtProtocol
             | Self::Mark
             | Self::CtMark
             | Self::CtState => return None,
@@ -170,7 +170,7 @@ impl Load {
             | Self::Port(_)
             | Self::CtAddress(..)
             | Self::CtPort(..)
-            | Self::CtProtocol(_)
+            | Self::CtProtocol
             | Self::Mark
             | Self::CtMark
             | Self::CtState

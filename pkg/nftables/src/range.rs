@@ -65,6 +65,12 @@ impl IpRange {
         (next <= self.family().highest()).then(|| address(self.family(), next))
     }
 
+    /// The range from an address to the last of its family: in order, no range that begins there is behind it.
+    pub(crate) fn from_to_last(first: IpAddr) -> Self {
+        let family = Family::of(first);
+        Self { first, last: address(family, family.highest()) }
+    }
+
     /// The range as one network, if it is one.
     fn net(&self) -> Option<IpNet> {
         let (first, last) = (number(self.first), number(self.last));
@@ -181,6 +187,12 @@ impl Ranges {
     /// The ranges in order.
     pub fn iter(&self) -> std::slice::Iter<'_, IpRange> {
         self.0.iter()
+    }
+
+    /// Whether an address is in one of the ranges.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let at = self.0.partition_point(|range| range.last < ip);
+        self.0.get(at).is_some_and(|range| range.first <= ip)
     }
 
     /// Whether there is no range.

@@ -75,16 +75,16 @@ impl Table {
     /// The table with these of its sets only, and of each only the plain ranges that meet one of these extents;
     /// no chain. The difference of the parts of two tables that differ nowhere else is that of the tables.
     pub fn part(&self, extents: &BTreeMap<Box<str>, Ranges>) -> Self {
-        let part = |(name, extents): (&Box<str>, &Ranges)| {
+        let part = |name: &str, extents: &Ranges| {
             let set = self.sets.get(name)?;
             let elements = Elements::Ranges(set.ranges()?.within(extents));
-            Some((name.clone(), Set { kind: set.kind, elements }))
+            Some((name.into(), Set { kind: set.kind, elements }))
         };
         Self {
             family: self.family,
             name: self.name.clone(),
             flags: self.flags,
-            sets: extents.iter().filter_map(part).collect(),
+            sets: extents.iter().filter_map(|(name, extents)| part(name, extents)).collect(),
             ..Self::default()
         }
     }

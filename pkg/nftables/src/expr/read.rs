@@ -139,7 +139,7 @@ fn read_ct(data: Attributes<'_>) -> Option<Load> {
         (ct::STATE, None) => Load::CtState,
         (ct::PROTO_SRC, Some(direction)) => Load::CtPort(direction, End::Source),
         (ct::PROTO_DST, Some(direction)) => Load::CtPort(direction, End::Destination),
-        (ct::PROTOCOL, Some(direction)) => Load::CtProtocol(direction),
+        (ct::PROTOCOL, _) => Load::CtProtocol,
         (key, Some(direction)) => [Family::V4, Family::V6]
             .into_iter()
             .flat_map(|family| [(family, End::Source), (family, End::Destination)])
@@ -231,26 +231,24 @@ fn read_comparison<'r, 'a>(of: Load, raws: &'r [Raw<'a>]) -> Read<'r, 'a, Expr> 
         }
         Class::Address => {
             let family = if width == 4 { Family::V4 } else { Family::V6 };
-            let prefix = plain_mask.map_or(Some(family.width() * 8), |mask| prefix(family, mask))?;
             let ((op, value), rest) = read_cmp(if plain_mask.is_some() { rest } else { raws })?;
-            let net = read_net(family, value, prefix).filter(|_| value.len() == width)?;
+            let (prefix, len) = match plain_mask {
+                Some(mask) => (prefix(family, mask)?, width),
+                None => (u8::try_from(value.len() * 8).ok()?, value.len()),
+            };
+            let net = read_net(family, value, prefix).filter(|_| value.len() == len && len != 0)?;
             let negated = inequality(op)?;
-            Some(match of {
-                Load::Address(_, end) => (Expr::Address { end, among: Addresses::Net(net), negated }, rest),
-                of => (Expr::Net { of, net, negated }, rest),
-            })
+            Some((Expr::Net { of, net, negated }.normal(None), rest))
         }
         Class::Other if plain_mask.is_none() => {
             let ((op, value), rest) = read_cmp(raws)?;
             let negated = inequality(op)?;
-            let expr = match of {
-                Load::Link(direction) if value.len() == width => {
-                    Expr::Link { direction, name: IfName::from_padded(value)?, negated }
-                }
-                Load::EtherSource => Expr::EtherSource { address: value.try_into().ok()?, negated },
-                _ => return None,
-            };
-            Some((expr, rest))
+            if let Load::Link(direction) = of {
+                let name = IfName::from_padded(value).filter(|_| value.len() == width)?;
+                return Some((Expr::Link { direction, name, negated }, rest));
+            }
+            let address = value.try_into().ok().filter(|_| of == Load::EtherSource)?;
+            Some((Expr::EtherSource { address, negated }, rest))
         }
         Class::Number | Class::Other => None,
     }

@@ -51,7 +51,7 @@ impl Mark {
 }
 
 /// Bits as they are in a register: marks and states in the order of the host.
-pub(super) fn bits(of: Load, value: u32) -> Vec<u8> {
+pub(crate) fn bits(of: Load, value: u32) -> Vec<u8> {
     if of.width() == 1 { vec![value.to_le_bytes()[0]] } else { value.to_ne_bytes().to_vec() }
 }
 
@@ -210,7 +210,7 @@ fn load(w: &mut Writer, of: Load, words: u8) {
         Load::CtAddress(direction, family, end) => load_ct(w, ct_address(family, end), Some(direction), to),
         Load::CtPort(direction, End::Source) => load_ct(w, ct::PROTO_SRC, Some(direction), to),
         Load::CtPort(direction, End::Destination) => load_ct(w, ct::PROTO_DST, Some(direction), to),
-        Load::CtProtocol(direction) => load_ct(w, ct::PROTOCOL, Some(direction), to),
+        Load::CtProtocol => load_ct(w, ct::PROTOCOL, None, to),
         Load::Address(..)
         | Load::Port(_)
         | Load::TcpFlags
@@ -301,14 +301,17 @@ fn write_number(w: &mut Writer, of: Load, (first, last): (u16, u16), negated: bo
     }
 }
 
-/// Loads an address whole and compares its first bits.
+/// Loads an address whole and compares its first bytes, or its first bits alone.
 fn write_net(w: &mut Writer, of: Load, net: IpNet, negated: bool) {
     let (family, prefix) = (Family::of(net.addr()), net.prefix_len());
     load(w, of, 0);
-    if prefix != net.max_prefix_len() {
+    let mut value = family.octets(number(net.network()));
+    if prefix != 0 && prefix.is_multiple_of(8) {
+        value.truncate(usize::from(prefix / 8));
+    } else {
         write_bitwise(w, &family.octets(family.mask(prefix)), &family.octets(0));
     }
-    write_cmp(w, equality(negated), &family.octets(number(net.network())));
+    write_cmp(w, equality(negated), &value);
 }
 
 fn write_bitwise(w: &mut Writer, mask: &[u8], xor: &[u8]) {

@@ -226,7 +226,7 @@ impl Display for Load {
             Self::CtPort(direction, end) => {
                 write!(f, "ct {direction} {}", field(*end, "proto-src", "proto-dst"))
             }
-            Self::CtProtocol(direction) => write!(f, "ct {direction} protocol"),
+            Self::CtProtocol => f.write_str("ct protocol"),
             Self::Mark => f.write_str("meta mark"),
             Self::CtMark => f.write_str("ct mark"),
             Self::CtState => f.write_str("ct state"),

@@ -6,11 +6,15 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
-use kilo_nftables::{Change, Dump, Expr, Family, Query, Rule, Set, Table, TableFamily, Transaction, diff};
+use kilo_nftables::{
+    Batch, Change, Data, DataType, Dump, Element, Expr, Family, Key, KeyType, Query, Rule, Set, SetType,
+    Table, TableFamily, Timeout, Transaction, diff, flags,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, TestRunner};
 
+use crate::policy;
 use crate::random::any_table;
 use crate::table::{net, table};
 
@@ -18,7 +22,7 @@ const INSIDE: &str = "KILO_TEST_IN_NAMESPACE";
 
 /// Whether this process is the one in the namespace. If not, it runs the test of this name there, or says why
 /// it cannot.
-fn inside(test: &str) -> bool {
+pub fn inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -41,33 +45,40 @@ fn inside(test: &str) -> bool {
     false
 }
 
-struct Nft {
+pub struct Nft {
     socket: Socket,
     seq: u32,
+    family: TableFamily,
 }
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 impl Nft {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
         socket.bind_auto().unwrap();
         socket.connect(&SocketAddr::new(0, 0)).unwrap();
-        Self { socket, seq: 1 }
+        Self { socket, seq: 1, family: TableFamily::Inet }
     }
 
     /// Sends a batch and waits for its only acknowledgement.
     fn send(&mut self, transaction: &Transaction) -> Result<(), String> {
         let batch = transaction.encode(self.seq, None);
+        self.send_batch(&batch).map_err(|(error, seq)| {
+            let change = batch.change(seq).map(|i| &transaction.changes[i]);
+            format!("errno {error}: {change:?}")
+        })
+    }
+
+    fn send_batch(&mut self, batch: &Batch) -> Result<(), (i32, u32)> {
         self.seq = batch.acknowledged + 2;
         assert_eq!(self.socket.send(&batch.bytes, 0).unwrap(), batch.bytes.len());
         let (answer, _) = self.socket.recv_from_full().unwrap();
         let (kind, seq, error) = (u16_at(&answer, 4), u32_at(&answer, 8), u32_at(&answer, 16));
         assert_eq!(kind, NLMSG_ERROR);
         if error != 0 {
-            let change = batch.change(seq).map(|i| &transaction.changes[i]);
-            return Err(format!("errno {}: {change:?}", error.cast_signed()));
+            return Err((error.cast_signed(), seq));
         }
         assert_eq!(seq, batch.acknowledged);
         Ok(())
@@ -93,8 +104,8 @@ impl Nft {
         }
     }
 
-    fn read(&mut self) -> Option<Table> {
-        let mut dump = Dump::new(TableFamily::Inet, "kilo");
+    pub fn read(&mut self) -> Option<Table> {
+        let mut dump = Dump::new(self.family, "kilo");
         for query in Query::ALL {
             self.query(query, &mut dump);
         }
@@ -105,7 +116,7 @@ impl Nft {
     }
 
     /// Makes the table this one, if it is not, and checks that it is.
-    fn become_table(&mut self, want: Option<&Table>) -> Option<Transaction> {
+    pub fn become_table(&mut self, want: Option<&Table>) -> Option<Transaction> {
         let transaction = diff(self.read().as_ref(), want);
         if let Some(transaction) = &transaction {
             self.send(transaction).unwrap_or_else(|error| panic!("{error} in\n{transaction}"));
@@ -278,4 +289,150 @@ fn refused_batch_changes_nothing() {
     let error = nft.send(&transaction).unwrap_err();
     assert!(error.contains("DeleteSet"), "{error}");
     assert_eq!(nft.read(), Some(table()));
+}
+
+/// Each set and each expression, on its own to know which.
+#[test]
+fn kernel_lists_each_expression_as_it_was_sent() {
+    if !inside("kernel::kernel_lists_each_expression_as_it_was_sent") {
+        return;
+    }
+    let mut nft = Nft::new();
+    for expr in policy::sayable().into_iter().chain(policy::unsayable()) {
+        let want = policy::table_of(vec![expr]);
+        nft.become_table(Some(&want));
+        assert_eq!(nft.become_table(Some(&want)), None);
+    }
+    nft.become_table(None);
+    let bridge = policy::bridge();
+    nft.family = TableFamily::Bridge;
+    nft.become_table(Some(&bridge));
+    assert_eq!(nft.become_table(Some(&bridge)), None, "nothing to do a second time");
+    nft.become_table(None);
+}
+
+/// What `nft` makes of our words is what we mean by them.
+#[test]
+fn nft_reads_each_expression_as_it_was_meant() {
+    if !inside("kernel::nft_reads_each_expression_as_it_was_meant") {
+        return;
+    }
+    let mut nft = Nft::new();
+    let everything = policy::table_of(policy::sayable());
+    nft_file(&everything.to_text());
+    let read = nft.read().unwrap();
+    for (name, set) in &everything.sets {
+        assert_eq!(&read.sets[name], set, "{name}");
+    }
+    for (ours, theirs) in everything.chains["judge"].rules.iter().zip(&read.chains["judge"].rules) {
+        assert_eq!(ours, theirs, "{ours}");
+    }
+    assert_eq!(read, everything);
+    nft_file("delete table inet kilo");
+    // The kernel refuses elements of interval maps that `nft` sends in one file with the chains they name.
+    let transaction = diff(None, Some(&everything)).unwrap().to_string();
+    let late = transaction.lines().filter(|line| line.starts_with("add element inet kilo cidr_chains6"));
+    let late: String = late.map(|line| format!("{line}\n")).collect();
+    nft_file(&transaction.replace(&late, ""));
+    nft_file(&late);
+    assert_eq!(nft.read(), Some(everything));
+    let bridge = policy::bridge();
+    nft.family = TableFamily::Bridge;
+    nft.become_table(Some(&bridge));
+    let listed = Command::new("nft").args(["-s", "list", "table", "bridge", "kilo"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("iifname . arp saddr ip != @bound4 drop"), "{listed}");
+    assert!(listed.contains("iifname . ip saddr != @bound4 counter name \"denied\" drop"), "{listed}");
+}
+
+/// One key gets something else, a map with chains goes, and what it named goes with it.
+#[test]
+fn maps_and_chains_change_in_one_step() {
+    if !inside("kernel::maps_and_chains_change_in_one_step") {
+        return;
+    }
+    let mut nft = Nft::new();
+    let before = policy::table_of(Vec::new());
+    nft.become_table(Some(&before));
+    let mut after = before.clone();
+    after.chains.remove("one");
+    after.chains.insert("three".into(), before.chains["one"].clone());
+    for name in ["profiles", "classes"] {
+        let set = after.sets.get_mut(name).unwrap();
+        let places: Vec<_> =
+            set.iter().filter(|e| e.item.data == policy::goto("one")).map(|e| e.place).collect();
+        for place in places {
+            set.insert(Element { place, item: policy::goto("three").into() });
+        }
+    }
+    after.sets.remove("cidr_chains6");
+    after.counters.remove("denied");
+    after.counters.insert("granted".into(), Default::default());
+    nft.become_table(Some(&after));
+    nft.become_table(Some(&before));
+    // One element is one change.
+    let mut wider = before.clone();
+    let place = Key::Address(policy::ip("10.0.0.3")).into();
+    wider.sets.get_mut("ids4").unwrap().insert(Element { place, item: Data::Integer(7).into() });
+    let transaction = nft.become_table(Some(&wider)).unwrap();
+    assert_eq!(transaction.to_string(), "add element inet kilo ids4 { 10.0.0.3 : 0x00000007 }\n");
+    // The kernel takes out what had its time.
+    let mut timed = Element::new(Key::Address(policy::ip("10.0.0.7")));
+    timed.item.timeout = Some(Timeout(50));
+    let change = Change::AddElements { set: "timed4".into(), elements: vec![timed] };
+    nft.send(&Transaction { table: "kilo".into(), changes: vec![change], ..Transaction::default() }).unwrap();
+    assert_eq!(nft.read().unwrap().sets["timed4"].len(), 3);
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    assert_eq!(nft.read(), Some(wider));
+}
+
+/// Tables with owners outlive them and are taken over by the next.
+#[test]
+fn owned_table_is_taken_over() {
+    if !inside("kernel::owned_table_is_taken_over") {
+        return;
+    }
+    let mut first = Nft::new();
+    let mut want = policy::table_of(Vec::new());
+    want.flags = flags::OWNER | flags::PERSIST;
+    if first.send(&diff(None, Some(&want)).unwrap()).is_err() {
+        eprintln!("skipped: owned_table_is_taken_over: the kernel has no persistent owned tables (6.9)");
+        return;
+    }
+    let change = diff(Some(&want), None).unwrap();
+    let mut second = Nft::new();
+    assert!(second.send(&change).is_err(), "another socket removes an owned table");
+    drop(first);
+    let left = second.read().unwrap();
+    assert_eq!(left.flags, flags::PERSIST);
+    let transaction = diff(Some(&left), Some(&want)).unwrap();
+    assert_eq!(transaction.changes, [Change::AddTable { flags: want.flags }]);
+    second.send(&transaction).unwrap();
+    assert_eq!(second.read(), Some(want.clone()));
+    assert_eq!(transaction.apply(Some(left)), Some(want));
+    second.send(&change).unwrap();
+}
+
+/// More than 64 KiB of elements, in messages that the kernel takes, and batches of several tables.
+#[test]
+fn long_elements_and_several_tables_land_at_once() {
+    if !inside("kernel::long_elements_and_several_tables_land_at_once") {
+        return;
+    }
+    let mut nft = Nft::new();
+    let mut want = policy::table_of(Vec::new());
+    let long = "a".repeat(200);
+    want.chains.insert(long.as_str().into(), Default::default());
+    let of = SetType::exact(KeyType::Service(Family::V6)).to(DataType::Verdict);
+    let key = |n: u32| Key::Service(std::net::Ipv6Addr::from(u128::from(n)).into(), 6, 80);
+    want.sets
+        .insert("many".into(), Set::of(of, (0..600).map(|n| Element::with(key(n), policy::goto(&long)))));
+    let bridge = policy::bridge();
+    let both = [diff(None, Some(&want)).unwrap(), diff(None, Some(&bridge)).unwrap()];
+    let batch = Batch::encode(&both, 100, None);
+    nft.send_batch(&batch).unwrap();
+    assert_eq!(batch.place(batch.acknowledged), Some((1, both[1].changes.len() - 1)));
+    assert_eq!(nft.read(), Some(want));
+    nft.family = TableFamily::Bridge;
+    assert_eq!(nft.read(), Some(bridge));
 }

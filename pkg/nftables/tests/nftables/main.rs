@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod kernel;
+mod policy;
 mod properties;
 mod random;
 mod table;
+mod trace;
 mod vectors;
