@@ -31,7 +31,8 @@ pub use backend::{
     Backend, BackendError, Event, NodePatch, PolicyEvent, PolicyFinding, WatchKind, WatchState,
 };
 pub use enforcer::{
-    Compile, Enforcer, EnforcerSettings, EnforcerStats, EnforcerStatus, Explained, MeshNews, Programmed,
+    Compile, Enforcer, EnforcerSettings, EnforcerStats, EnforcerStatus, Explained, MeshNews, Policies,
+    Programmed,
 };
 pub use firewall::{Committed, Counted, Firewall, FirewallEvent, Logged, LoggedAt, Packet};
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};

@@ -27,8 +27,12 @@ pub struct Programmed {
 /// Why a packet was logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
-    /// In words: the policies that isolate, or what is wrong with the source.
+    /// In words.
     pub why: String,
+    /// The direction as the pod sees it; nothing where the source was refused.
+    pub direction: Option<&'static str>,
+    /// The policies that isolate the pod, `shop/web`.
+    pub isolated_by: Vec<String>,
     /// It was dropped; otherwise it would have been, but for `audit`.
     pub dropped: bool,
 }
@@ -64,11 +68,14 @@ pub trait Compile: Send + 'static {
     /// What was taken last did not land; tables are adopted again before the next.
     fn failed(&mut self);
 
-    /// What all that was taken has made: what the kernel should have now.
-    fn tables(&self) -> &[Table];
+    /// The bits that must be cleared from the marks of all connections before what was taken is committed.
+    fn sweep(&mut self) -> Option<u32>;
 
-    /// Why the rule with this log prefix logs; `None` for a rule that is gone.
-    fn explain(&self, prefix: &str) -> Option<Explained>;
+    /// Whether these are the tables that all that was taken has made.
+    fn is(&self, tables: &[Table]) -> bool;
+
+    /// Why the rule with this log prefix logged a packet with these ends; `None` for a rule that is gone.
+    fn explain(&self, prefix: &str, source: IpAddr, destination: IpAddr) -> Option<Explained>;
 
     /// Who has an address, `pod/shop/web`, `peer/laptop`, `node/a`; `external` for others.
     fn whose(&self, address: IpAddr) -> String;

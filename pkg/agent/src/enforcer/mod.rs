@@ -3,6 +3,7 @@
 
 mod compile;
 mod findings;
+mod policy;
 mod report;
 mod tables;
 
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 pub use compile::{Compile, Explained, Programmed};
+pub use policy::Policies;
 pub use report::{EnforcerStats, EnforcerStatus};
 
 use crate::backoff::Backoff;
@@ -75,6 +77,10 @@ pub struct Enforcer<B, F, C: Compile> {
     synced: BTreeSet<Kind>,
     /// What is known may be programmed: all kinds were listed, or have had their time.
     open: bool,
+    /// The tables were read once.
+    began: bool,
+    /// How many the kernel had when last heard of.
+    there: usize,
     /// There was no table at the start, and the closed skeleton is not there yet.
     bare: bool,
     /// Why the tables are to be read before the next transaction.
@@ -127,6 +133,8 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
             findings: Findings::default(),
             synced: BTreeSet::new(),
             open: false,
+            began: false,
+            there: 0,
             bare: false,
             reread: Some(Reread::Adopt),
             waiting: BTreeMap::new(),
@@ -279,29 +287,30 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
 
     /// Tells of a packet that a rule logged. The kernel limits how many there are.
     fn tell(&self, logged: &Logged) {
-        let Some(explained) = self.compiler.explain(&logged.prefix) else { return };
         let hook = logged.hook.map_or("", |hook| hook.name());
         let (input, output) = (logged.input.as_deref(), logged.output.as_deref());
-        let message = if explained.dropped { "Packet denied" } else { "Packet would be denied" };
-        let why = &explained.why;
         let Some(packet) = &logged.packet else {
-            info!(hook, input, output, %why, "{message}");
+            info!(hook, input, output, "Packet denied that cannot be read");
             return;
         };
-        let (from, to) = (self.compiler.whose(packet.source), self.compiler.whose(packet.destination));
+        let (source, destination) = (packet.source, packet.destination);
+        let Some(explained) = self.compiler.explain(&logged.prefix, source, destination) else { return };
+        let message = if explained.dropped { "Packet denied" } else { "Packet would be denied" };
         let (source_port, port) = packet.ports.unzip();
         info!(
             hook,
             input,
             output,
-            source = %packet.source,
-            destination = %packet.destination,
+            %source,
+            %destination,
             protocol = packet.protocol(),
             source_port,
             port,
-            from,
-            to,
-            %why,
+            from = self.compiler.whose(source),
+            to = self.compiler.whose(destination),
+            direction = explained.direction,
+            isolated_by = ?explained.isolated_by,
+            why = explained.why,
             "{message}"
         );
     }

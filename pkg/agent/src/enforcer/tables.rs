@@ -1,6 +1,6 @@
 //! The enforcer's way to the kernel: adopt, commit, repair.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -50,18 +50,18 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
         if let Some(why) = self.reread.clone() {
             match self.firewall.read().await {
                 Ok(tables) => {
-                    let begins = why == Reread::Adopt && self.compiler.tables().is_empty();
+                    let begins = !std::mem::replace(&mut self.began, true);
                     self.bare |= begins && tables.is_empty();
                     if begins && !tables.is_empty() {
                         info!(tables = tables.len(), "Policy tables of an earlier agent are adopted");
                     }
                     if let Reread::Verify { by } = &why
-                        && tables != self.compiler.tables()
-                        && !self.compiler.tables().is_empty()
+                        && !self.compiler.is(&tables)
                     {
-                        let gone = tables.len() < self.compiler.tables().len();
+                        let gone = tables.len() < self.there;
                         repair = Some((if gone { "foreign_flush" } else { "mismatch" }, by.clone()));
                     }
+                    self.there = tables.len();
                     self.reread = None;
                     // An honest comparison needs both sides: what was not in force yet is no repair.
                     if repair.is_some() || why == Reread::Adopt {
@@ -80,9 +80,19 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
             return;
         }
         let began = Instant::now();
+        if let Some(mask) = self.compiler.sweep() {
+            match self.firewall.sweep(mask).await {
+                Ok(connections) => debug!(connections, "Marks of former connections are cleared"),
+                Err(error) => {
+                    warn!(error = %chain(&error), "Marks of former connections cannot be cleared");
+                }
+            }
+        }
         match self.firewall.commit(&transactions).await {
             Ok(committed) => {
                 let now = Instant::now();
+                let tables = transactions.iter().map(|t| (t.family, &t.table)).collect::<BTreeSet<_>>();
+                self.there = self.there.max(tables.len());
                 let waited = std::mem::take(&mut self.waiting).into_iter();
                 let waited = waited.map(|(kind, since)| (kind, now.duration_since(since)));
                 self.stats.committed(

@@ -118,11 +118,15 @@ impl Compile for Addresses {
 
     fn failed(&mut self) {}
 
-    fn tables(&self) -> &[Table] {
-        &self.observed
+    fn sweep(&mut self) -> Option<u32> {
+        None
     }
 
-    fn explain(&self, _: &str) -> Option<Explained> {
+    fn is(&self, tables: &[Table]) -> bool {
+        self.observed == tables
+    }
+
+    fn explain(&self, _: &str, _: IpAddr, _: IpAddr) -> Option<Explained> {
         None
     }
 

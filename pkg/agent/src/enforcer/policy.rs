@@ -1,0 +1,110 @@
+//! The compiler of `kilo-policy` behind the enforcer's seam.
+
+use std::net::IpAddr;
+
+use kilo_mesh::Finding;
+use kilo_nftables::{Table, Transaction};
+use kilo_policy::{Compiler, Direction, Kind, MeshFacts, Mode, Reason};
+use serde_json::Value;
+
+use super::compile::{Compile, Explained, Programmed};
+
+/// The policies of `kilo-policy`, made tables of.
+#[derive(Debug)]
+pub struct Policies {
+    compiler: Compiler,
+    /// Policies are kept, not only evaluated.
+    enforces: bool,
+    /// Sources are bound, not only counted.
+    binds: bool,
+}
+
+impl Policies {
+    /// As a compiler of this configuration makes them.
+    pub fn new(config: kilo_policy::CompilerConfig) -> Self {
+        let (enforces, binds) =
+            (config.mode == Mode::On, config.antispoof == kilo_policy::Antispoof::Enforce);
+        Self { compiler: Compiler::new(config), enforces, binds }
+    }
+}
+
+impl Compile for Policies {
+    type Mesh = MeshFacts;
+
+    fn restarted(&mut self, kind: Kind) {
+        self.compiler.restarted(kind);
+    }
+
+    fn apply(&mut self, kind: Kind, object: &Value) -> Vec<Finding> {
+        self.compiler.apply(kind, object).findings
+    }
+
+    fn synced(&mut self, kind: Kind) {
+        self.compiler.synced(kind);
+    }
+
+    fn remove(&mut self, kind: Kind, namespace: &str, name: &str) {
+        self.compiler.remove(kind, namespace, name);
+    }
+
+    fn set_mesh(&mut self, mesh: MeshFacts) {
+        self.compiler.set_mesh(mesh);
+    }
+
+    fn adopt(&mut self, tables: &[Table]) {
+        self.compiler.adopt(tables);
+    }
+
+    fn take(&mut self) -> Vec<Transaction> {
+        self.compiler.take()
+    }
+
+    fn sweep(&mut self) -> Option<u32> {
+        self.compiler.sweep()
+    }
+
+    fn failed(&mut self) {
+        self.compiler.failed();
+    }
+
+    fn is(&self, tables: &[Table]) -> bool {
+        let wanted = self.compiler.tables();
+        let there = |table: &&Table| tables.iter().any(|t| t == *table);
+        wanted.len() == tables.len() && wanted.iter().all(there)
+    }
+
+    fn explain(&self, prefix: &str, source: IpAddr, destination: IpAddr) -> Option<Explained> {
+        let id = u32::from_str_radix(prefix.trim(), 16).ok()?;
+        let explained = self.compiler.explain(id, source, destination)?;
+        let direction = explained.direction.map(|direction| match direction {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        });
+        let dropped = match explained.reason {
+            Some(Reason::Weak) => false,
+            Some(reason) if reason.is_spoof() => self.binds,
+            Some(_) | None => self.enforces,
+        };
+        let why = match explained.reason {
+            Some(reason) => reason.words().to_owned(),
+            None => "no policy allows it".to_owned(),
+        };
+        Some(Explained { why, direction, isolated_by: explained.isolated_by, dropped })
+    }
+
+    fn whose(&self, address: IpAddr) -> String {
+        self.compiler.end(address)
+    }
+
+    fn programmed(&self) -> Programmed {
+        let stats = self.compiler.stats();
+        Programmed {
+            profiles: stats.profiles,
+            sets: stats.sets,
+            hash_elements: stats.hash_elements,
+            interval_elements: stats.interval_elements,
+            rules: stats.rules,
+            unprogrammed: stats.unprogrammed,
+        }
+    }
+}
