@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kilo_mesh::{Config, Facts, Plan, Planner};
+use kilo_policy::MeshFacts;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -17,12 +18,13 @@ use crate::clock::Clock;
 use crate::health::Health;
 use crate::machine::{Carried, Machine};
 use crate::names::Names;
+use crate::news::News;
 use crate::plans::Next;
 use crate::probes::Probes;
 use crate::report::{ErrorEvent, Input, Query, Stats, Status};
 use crate::reporter::Reporter;
 use crate::store::{Changed, Store};
-use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, WatchState};
+use crate::{Backend, BackendError, DiscoverConfig, Event, Host, HostError, HostEvent, MeshNews, WatchState};
 
 /// More events than these are not worked into one plan, so that a flood cannot hold it off.
 const GATHER_AT_MOST: usize = 4096;
@@ -84,6 +86,8 @@ pub struct Agent<B, H> {
     stats: Arc<Stats>,
     queries: mpsc::Receiver<Query>,
     write: Write,
+    /// For who wants to know what each plan says.
+    news: Option<News>,
 }
 
 /// Why the loop goes round.
@@ -125,8 +129,14 @@ impl<B: Backend, H: Host> Agent<B, H> {
             stats,
             queries,
             write: Write::default(),
+            news: None,
         };
         (agent, handle)
+    }
+
+    /// Tells after each plan, before it is carried out, what it says about addresses.
+    pub fn tell_mesh(&mut self, news: watch::Sender<Option<MeshNews<MeshFacts>>>) {
+        self.news = Some(News::new(news));
     }
 
     /// Runs until `stop` is ready, then cleans up if the settings say so.
@@ -322,6 +332,9 @@ impl<B: Backend, H: Host> Agent<B, H> {
             errors = self.machine.read(&mut self.facts.host).await;
         }
         let next = self.next_plan();
+        if let Some(news) = &mut self.news {
+            news.tell(next.planner.plan(), &self.settings.config, &self.facts.host, Instant::now());
+        }
         let programmed = &mut self.facts.host.programmed;
         let carried = self.machine.carry_out(&next, programmed, &self.stats, errors).await;
         let plan = next.planner.plan();

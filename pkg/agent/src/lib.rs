@@ -16,6 +16,7 @@ mod health;
 mod host;
 mod machine;
 mod names;
+mod news;
 mod plans;
 mod presence;
 mod probes;
@@ -38,5 +39,6 @@ pub use firewall::{Committed, Counted, Firewall, FirewallEvent, Logged, LoggedAt
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
 pub use kilo_mesh::Finding;
 pub use kilo_policy::Kind;
+pub use news::mesh_facts;
 pub use report::{DURATION_BUCKETS, Durations, ErrorEvent, Input, Query, Stats, Status, Summary};
 pub use trim::Trim;

@@ -5,6 +5,7 @@ mod world;
 
 mod enforcer;
 mod failover;
+mod news;
 mod own_node;
 mod random;
 mod restart;
