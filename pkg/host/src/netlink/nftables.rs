@@ -187,13 +187,10 @@ fn read_once(socket: &mut Socket, name: &str) -> Result<Option<Option<Table>>, R
             interrupted |= dump.read(datagram).is_err();
         })
     };
-    let result = Query::ALL
-        .into_iter()
-        .try_for_each(|query| ask(&mut dump, query))
-        .and_then(|()| {
-            let sets: Vec<String> = dump.sets().map(str::to_owned).collect();
-            sets.iter().try_for_each(|set| ask(&mut dump, Query::Elements(set)))
-        });
+    let result = Query::ALL.into_iter().try_for_each(|query| ask(&mut dump, query)).and_then(|()| {
+        let sets: Vec<String> = dump.sets().map(str::to_owned).collect();
+        sets.iter().try_for_each(|set| ask(&mut dump, Query::Elements(set)))
+    });
     match result {
         Err(refused) if refused.errno == Errno::NOENT => Ok(Some(None)),
         Err(refused) => Err(refused),
