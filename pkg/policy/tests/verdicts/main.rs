@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests read recordings, and measure")]
 
 mod cases;
+mod compiled;
 mod findings;
 mod load;
 mod oracle;
