@@ -36,7 +36,7 @@ fn processor() -> Duration {
     used.map_or_else(|| START.elapsed(), Duration::from_nanos)
 }
 
-fn tell(line: &str) {
+pub fn tell(line: &str) {
     writeln!(std::io::stderr(), "{line}").expect("a place to write");
 }
 

@@ -5,6 +5,7 @@
 mod cases;
 mod compiled;
 mod findings;
+mod kernel;
 mod load;
 mod oracle;
 mod profiles;
