@@ -11,6 +11,7 @@ mod oracle;
 mod profiles;
 mod properties;
 mod random;
+mod traced;
 mod vectors;
 
 use kilo_policy::{Evaluator, Kind, Options, Probe, Snapshot, Table};
