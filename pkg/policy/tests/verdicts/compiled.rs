@@ -41,7 +41,8 @@ pub fn facts(leader: bool) -> MeshFacts {
 }
 
 pub fn kind(object: &Value) -> Kind {
-    Kind::of(object["apiVersion"].as_str().expect("a version"), object["kind"].as_str().expect("a kind")).expect("ours")
+    Kind::of(object["apiVersion"].as_str().expect("a version"), object["kind"].as_str().expect("a kind"))
+        .expect("ours")
 }
 
 fn key(object: &Value) -> (Kind, String, String) {
@@ -95,8 +96,12 @@ enum Event {
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let some = || random::cluster().prop_map(|objects| objects.into_iter().map(Event::Apply).collect::<Vec<_>>());
-    let local = prop::collection::vec((1..8_u8, prop::sample::select(&["p0", "p1", "p9"][..]).prop_map(str::to_owned)), 0..3);
+    let some =
+        || random::cluster().prop_map(|objects| objects.into_iter().map(Event::Apply).collect::<Vec<_>>());
+    let local = prop::collection::vec(
+        (1..8_u8, prop::sample::select(&["p0", "p1", "p9"][..]).prop_map(str::to_owned)),
+        0..3,
+    );
     let other = prop_oneof![
         4 => (0..20_usize).prop_map(Event::Remove),
         8 => Just(Event::Take),
@@ -105,16 +110,18 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::Relist),
         1 => Just(Event::Fail),
     ];
-    (some(), prop::collection::vec((some(), prop::collection::vec(other, 0..12)), 0..3)).prop_flat_map(|(first, rest)| {
-        let mut events = first;
-        events.push(Event::Take);
-        for (objects, others) in rest {
-            events.extend(objects.into_iter().chain(others));
-        }
-        let (start, mixed) = (events.len().min(12), events.len());
-        (Just(events[..start].to_vec()), Just(events[start..mixed].to_vec()).prop_shuffle())
-            .prop_map(|(start, rest)| start.into_iter().chain(rest).collect())
-    })
+    (some(), prop::collection::vec((some(), prop::collection::vec(other, 0..12)), 0..3)).prop_flat_map(
+        |(first, rest)| {
+            let mut events = first;
+            events.push(Event::Take);
+            for (objects, others) in rest {
+                events.extend(objects.into_iter().chain(others));
+            }
+            let (start, mixed) = (events.len().min(12), events.len());
+            (Just(events[..start].to_vec()), Just(events[start..mixed].to_vec()).prop_shuffle())
+                .prop_map(|(start, rest)| start.into_iter().chain(rest).collect())
+        },
+    )
 }
 
 fn local(pods: &[(u8, String)]) -> LocalPods {

@@ -60,7 +60,6 @@ impl Nft {
         let mut socket = Socket::new(NETLINK_NETFILTER).expect("a socket");
         socket.bind_auto().expect("bind");
         socket.connect(&SocketAddr::new(0, 0)).expect("connect");
-        socket.set_tx_buf_sz(1 << 24).expect("a buffer");
         Self { socket, seq: 1 }
     }
 

@@ -70,10 +70,8 @@ proptest! {
                 continue;
             }
             for traffic in TRAFFIC {
-                let traffic = match traffic {
-                    Traffic::Icmp(_) if from.address.is_ipv6() => Traffic::Icmpv6(128),
-                    other => other,
-                };
+                let echo = matches!(traffic, Traffic::Icmp(_));
+                let traffic = if echo && from.address.is_ipv6() { Traffic::Icmpv6(128) } else { traffic };
                 let says = |direction, subject: &End<'_>, other| {
                     let allowed = evaluator.verdict(direction, subject, other, traffic).is_none_or(|v| v.allowed);
                     !here(subject) || allowed
