@@ -6,6 +6,7 @@ kilo_e2e::test_files! {
     hostile,
     host_device,
     host_firewall,
+    host_pods,
     host_policy,
     host_lab,
     host_names,

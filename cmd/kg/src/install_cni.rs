@@ -10,6 +10,8 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 use tracing::info;
 
+use crate::cni;
+
 /// What is added to the names of configurations that are put aside. Container runtimes read only `.conf`,
 /// `.conflist` and `.json`.
 const ASIDE: &str = ".kilo-saved";
@@ -35,6 +37,23 @@ pub struct Args {
     /// What becomes of other network configurations, of which the runtime would use the first by name
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Others::Rename)]
     pub others: Others,
+    /// Puts our plugin into the chain, which tells the agent of pods before they start; off leaves the configuration as
+    /// it is given
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = NetworkPolicy::Auto)]
+    pub network_policy: NetworkPolicy,
+}
+
+/// Values of `--network-policy`, those of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetworkPolicy {
+    /// The agent decides
+    Auto,
+    /// In force
+    On,
+    /// Only told of
+    Audit,
+    /// Nothing
+    Off,
 }
 
 /// Values of `--others`.
@@ -56,8 +75,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "--conf-name {:?} is not a file name",
         args.conf_name
     );
-    let template = template(args.config.as_deref())?;
+    let mut template = template(args.config.as_deref())?;
     install_plugins(&args.source, &args.bin_dir)?;
+    if args.network_policy != NetworkPolicy::Off {
+        install_own(&args.bin_dir)?;
+        chain(&mut template);
+    }
     fs::create_dir_all(&args.conf_dir).with_context(|| format!("creating {}", args.conf_dir.display()))?;
     install_config(&args.conf_dir.join(&args.conf_name), &template)?;
     match args.others {
@@ -76,6 +99,22 @@ fn template(text: Option<&str>) -> anyhow::Result<Value> {
         "the network configuration (--config) has no list \"plugins\""
     );
     Ok(value)
+}
+
+/// Puts our plugin at the end of the chain, unless it is there. It routes between the pods of the bridge that the chain
+/// has.
+fn chain(config: &mut Value) {
+    let Some(plugins) = config.get_mut("plugins").and_then(Value::as_array_mut) else { return };
+    let is_a = |plugin: &&Value, kind: &str| plugin.get("type").and_then(Value::as_str) == Some(kind);
+    if plugins.iter().any(|plugin| is_a(&plugin, cni::NAME)) {
+        return;
+    }
+    let mut ours = json!({ "type": cni::NAME });
+    if let Some(bridge) = plugins.iter().find(|plugin| is_a(plugin, "bridge")) {
+        // The bridge plugin's own default.
+        ours["bridge"] = bridge.get("bridge").cloned().unwrap_or_else(|| json!("cni0"));
+    }
+    plugins.push(ours);
 }
 
 /// Kilo's configuration: a bridge for the pods, host ports.
@@ -104,15 +143,26 @@ fn install_plugins(source: &Path, target: &Path) -> anyhow::Result<()> {
     ensure!(!files.is_empty(), "no plugins in {}", source.display());
     for from in files {
         let Some(name) = from.file_name() else { continue };
-        let to = target.join(name);
-        let plugin = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
-        if holds(&to, &plugin, 0o755)? {
-            continue;
-        }
-        // A plugin may be running: its file is replaced, never written to.
-        replace(&to, &plugin, 0o755)?;
-        info!(file = %to.display(), "Installed a CNI plugin");
+        install_plugin(&from, &target.join(name))?;
     }
+    Ok(())
+}
+
+/// This program is a plugin, too, under a name of its own.
+fn install_own(target: &Path) -> anyhow::Result<()> {
+    // Without /proc there is the name that it was called by.
+    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
+    install_plugin(&program.context("finding this program")?, &target.join(cni::NAME))
+}
+
+fn install_plugin(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let plugin = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    if holds(to, &plugin, 0o755)? {
+        return Ok(());
+    }
+    // A plugin may be running: its file is replaced, never written to.
+    replace(to, &plugin, 0o755)?;
+    info!(file = %to.display(), "Installed a CNI plugin");
     Ok(())
 }
 
@@ -275,6 +325,7 @@ mod tests {
                 conf_name: "10-kilo.conflist".into(),
                 config: None,
                 others: Others::Rename,
+                network_policy: NetworkPolicy::Off,
             };
             fs::create_dir_all(&args.source).unwrap();
             fs::create_dir_all(&args.conf_dir).unwrap();
@@ -317,6 +368,29 @@ mod tests {
         }
         assert_eq!(fixture.config(), built_in());
         assert_eq!(fixture.listing(), ["10-kilo.conflist"]);
+    }
+
+    #[test]
+    fn our_plugin_is_the_last_of_the_chain_unless_policies_are_off() {
+        let mut fixture = Fixture::new("chain");
+        fixture.args.config =
+            Some(r#"{"plugins": [{"type": "bridge", "bridge": "br7"}, {"type": "portmap"}]}"#.into());
+        run(&fixture.args).unwrap();
+        assert!(!fixture.args.bin_dir.join("kilo").exists());
+        assert_eq!(fixture.config()["plugins"].as_array().unwrap().len(), 2);
+        fixture.args.network_policy = NetworkPolicy::Auto;
+        for _ in 0..2 {
+            run(&fixture.args).unwrap();
+            let plugins = fixture.config()["plugins"].clone();
+            assert_eq!(plugins.as_array().unwrap().len(), 3);
+            assert_eq!(plugins[2], json!({"type": "kilo", "bridge": "br7"}));
+            let program = fs::read(std::env::current_exe().unwrap()).unwrap();
+            assert!(holds(&fixture.args.bin_dir.join("kilo"), &program, 0o755).unwrap());
+        }
+        // What the list itself has is left as it is.
+        fixture.args.config = Some(r#"{"plugins": [{"type": "kilo"}, {"type": "tuning"}]}"#.into());
+        run(&fixture.args).unwrap();
+        assert_eq!(fixture.config()["plugins"], json!([{"type": "kilo"}, {"type": "tuning"}]));
     }
 
     #[test]

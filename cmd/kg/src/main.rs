@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cni;
 mod http;
 mod install_cni;
 mod logs;
@@ -27,6 +28,10 @@ use args::{AgentArgs, Backend, Cli, Command, VERSION};
 const STOP: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
+    // Runtimes call plugins without arguments.
+    if std::env::args_os().len() == 1 && std::env::var_os(cni::COMMAND).is_some() {
+        return cni::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

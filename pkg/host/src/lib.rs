@@ -19,6 +19,7 @@ mod key;
 mod leftovers;
 mod netlink;
 mod observe;
+pub mod pods;
 mod probe;
 mod resolve;
 mod sysctl;

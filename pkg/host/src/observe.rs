@@ -101,8 +101,9 @@ impl LinuxHost {
         let addresses = address::list(&mut self.route).map_err(refused("listing addresses"))?;
         let routes = route::list(&mut self.route, ipv6).map_err(refused("listing routes"))?;
         let rules = rule::list(&mut self.route, ipv6).map_err(refused("listing rules"))?;
-        let table = nftables::read_table(&mut self.nftables, &self.config.table)
-            .map_err(refused(format!("reading nftables table {}", self.config.table)))?;
+        let table =
+            nftables::read_table(&mut self.nftables, kilo_nftables::TableFamily::Inet, &self.config.table)
+                .map_err(refused(format!("reading nftables table {}", self.config.table)))?;
         let (forward, half) = iptables_forward::observe(&mut self.nftables, ipv6)
             .map_err(refused("listing the rules of iptables FORWARD"))?;
         let mut left = leftovers::observe(&mut self.nftables, ipv6, self.leftovers)

@@ -40,6 +40,24 @@ pub(crate) fn observe<'a>(links: impl IntoIterator<Item = &'a str>) -> BTreeMap<
         .collect()
 }
 
+/// The value of a parameter; `None` where the kernel does not have it.
+pub(crate) fn get(path: &str) -> Option<String> {
+    Some(std::fs::read_to_string(file(path).ok()?).ok()?.trim().to_owned())
+}
+
+/// Writes parameters that have another value. Those that the kernel does not have, of a link that has gone or of a
+/// family that is off, are passed over.
+pub(crate) fn ensure<P: AsRef<str>>(wanted: impl IntoIterator<Item = (P, &'static str)>) -> io::Result<()> {
+    for (path, value) in wanted {
+        let path = path.as_ref();
+        if get(path).is_some_and(|now| now != value) {
+            set(path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+            tracing::debug!(path, value, "Set a kernel parameter");
+        }
+    }
+    Ok(())
+}
+
 /// Writes a parameter.
 pub(crate) fn set(path: &str, value: &str) -> io::Result<()> {
     std::fs::write(file(path)?, value)

@@ -33,8 +33,10 @@ pub(crate) struct FileWatch {
     told: Arc<Notify>,
     /// Its end ends the thread.
     _stop: PipeWriter,
-    /// The file's name in each watched directory, by the kernel's number of the watch.
-    names: BTreeMap<i32, OsString>,
+    /// The path is a directory, and every file in it counts.
+    whole: bool,
+    /// The file's name in each watched directory, by the kernel's number of the watch; `None` for any name.
+    names: BTreeMap<i32, Option<OsString>>,
     /// Something happened that nobody was told of.
     pending: bool,
 }
@@ -42,6 +44,16 @@ pub(crate) struct FileWatch {
 impl FileWatch {
     /// Watches a file, whether or not it is there.
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
+        Self::open(path, false)
+    }
+
+    /// Watches all files of a directory. One that is made later is watched from the next [`renew`](Self::renew) on,
+    /// and that it is made is told.
+    pub(crate) fn directory(path: &Path) -> io::Result<Self> {
+        Self::open(path, true)
+    }
+
+    fn open(path: &Path, whole: bool) -> io::Result<Self> {
         let inotify = Arc::new(inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?);
         let told = Arc::new(Notify::new());
         let (stopped, stop) = io::pipe()?;
@@ -56,7 +68,8 @@ impl FileWatch {
             listen(&queue, &tell);
         })?;
         let names = BTreeMap::new();
-        let mut watch = Self { path: path.to_owned(), inotify, told, _stop: stop, names, pending: false };
+        let mut watch =
+            Self { path: path.to_owned(), inotify, told, _stop: stop, whole, names, pending: false };
         watch.renew();
         Ok(watch)
     }
@@ -65,11 +78,19 @@ impl FileWatch {
     pub(crate) fn renew(&mut self) {
         let target = fs::canonicalize(&self.path).ok();
         let mut names = BTreeMap::new();
+        let mut places: Vec<(&Path, Option<OsString>)> = Vec::new();
         for file in [Some(&self.path), target.as_ref()].into_iter().flatten() {
             let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { continue };
+            let name = Some(name.to_owned());
+            places.push((directory, name));
+        }
+        if self.whole {
+            places.push((&self.path, None));
+        }
+        for (directory, name) in places {
             // A directory that is watched already keeps its number; one that was replaced gets another.
             match inotify::add_watch(&*self.inotify, directory, CHANGES) {
-                Ok(number) => drop(names.insert(number, name.to_owned())),
+                Ok(number) => drop(names.insert(number, name)),
                 Err(error) => {
                     tracing::debug!(path = %directory.display(), %error, "Directory is not watched")
                 }
@@ -107,10 +128,11 @@ impl FileWatch {
                 Ok(event) => {
                     let lost = ReadFlags::QUEUE_OVERFLOW | ReadFlags::IGNORED | ReadFlags::MOVE_SELF;
                     let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-                    let ours = self.names.get(&event.wd()).map(OsString::as_os_str);
+                    let ours = self.names.get(&event.wd()).map(Option::as_deref);
+                    let is_file = ours.is_some_and(|ours| ours.is_none() || ours == name);
                     // The watch of a directory that was replaced ends with it.
                     let directory = event.events().intersects(lost) && (ours.is_some() || event.wd() < 0);
-                    count += usize::from(directory || (ours.is_some() && name == ours));
+                    count += usize::from(directory || is_file);
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => return count,
@@ -169,6 +191,24 @@ mod tests {
         watch.renew();
         fs::write(&file, "x").unwrap();
         assert!(told(&mut watch).await, "a new directory");
+    }
+
+    #[tokio::test]
+    async fn all_files_of_a_directory_are_watched_also_when_it_is_made_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let results = dir.path().join("results");
+        let mut watch = FileWatch::directory(&results).unwrap();
+        fs::write(dir.path().join("beside"), "x").unwrap();
+        assert!(!told(&mut watch).await, "another file");
+        fs::create_dir(&results).unwrap();
+        assert!(told(&mut watch).await, "the directory has come");
+        watch.renew();
+        for name in ["a", "b"] {
+            fs::write(results.join(name), "x").unwrap();
+            assert!(told(&mut watch).await, "{name} has come");
+        }
+        fs::remove_file(results.join("a")).unwrap();
+        assert!(told(&mut watch).await, "a has gone");
     }
 
     #[tokio::test]

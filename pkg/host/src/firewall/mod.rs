@@ -11,9 +11,8 @@ mod log;
 mod monitor;
 
 use kilo_agent::{Committed, Counted, Firewall, FirewallEvent, HostError};
-use kilo_nftables::{Table, Transaction};
+use kilo_nftables::{Table, TableFamily, Transaction};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use rustix::io::Errno;
 
 use crate::error::{io, refused};
 use crate::netlink::nftables;
@@ -22,11 +21,17 @@ use batch::{Flags, OWNER, PERSIST};
 use log::Log;
 use monitor::Monitor;
 
+/// Our policy table of family `inet`.
+pub const POLICY_TABLE: &str = "kilo_policy";
+
+/// Our policy table of family `bridge`.
+pub const BRIDGE_TABLE: &str = "kilo_bind";
+
 /// What a policy firewall works on.
 #[derive(Clone, Debug)]
 pub struct FirewallConfig {
-    /// The names of our policy tables of family `inet`.
-    pub tables: Vec<String>,
+    /// Our policy tables.
+    pub tables: Vec<(TableFamily, String)>,
     /// The group of our log rules; `None` where nothing is to be heard of them.
     pub log_group: Option<u16>,
     /// Whether tables get an owner where the kernel can. Without one `nft` can edit them.
@@ -35,7 +40,14 @@ pub struct FirewallConfig {
 
 impl Default for FirewallConfig {
     fn default() -> Self {
-        Self { tables: vec!["kilo_policy".to_owned()], log_group: None, own: true }
+        Self {
+            tables: vec![
+                (TableFamily::Inet, POLICY_TABLE.to_owned()),
+                (TableFamily::Bridge, BRIDGE_TABLE.to_owned()),
+            ],
+            log_group: None,
+            own: true,
+        }
     }
 }
 
@@ -78,14 +90,14 @@ impl LinuxFirewall {
 
     /// Removes our policy tables. While another process owns one of them, that one stays and is the error.
     pub fn remove(&mut self) -> Result<(), HostError> {
-        for name in &self.config.tables {
-            let action = || format!("removing nftables table inet {name}");
-            match nftables::delete_table(&mut self.socket, nftables::NFPROTO_INET, name) {
+        for (family, name) in &self.config.tables {
+            let action = || format!("removing nftables table {name}");
+            match nftables::delete_table(&mut self.socket, family.number(), name) {
                 Ok(()) => tracing::info!(table = %name, "Removed a policy table"),
-                Err(why) if why.errno == Errno::NOENT => {}
+                Err(why) if nftables::is_absent(&why) => {}
                 Err(why) => return Err(refused(action())(why)),
             }
-            self.flags.forget(name);
+            self.flags.forget(*family, name);
         }
         Ok(())
     }
@@ -96,9 +108,9 @@ impl LinuxFirewall {
             return Ok(());
         }
         if table.flags & (OWNER | PERSIST) == PERSIST {
-            let action = format!("taking over nftables table inet {}", table.name);
-            batch::own(&mut self.socket, &table.name).map_err(refused(action))?;
-            self.flags.owned(&table.name);
+            let action = format!("taking over nftables table {}", table.name);
+            batch::own(&mut self.socket, table.family, &table.name).map_err(refused(action))?;
+            self.flags.owned(table.family, &table.name);
             tracing::debug!(table = %table.name, "Took over a policy table");
             table.flags |= OWNER;
         }
@@ -111,9 +123,9 @@ impl LinuxFirewall {
 impl Firewall for LinuxFirewall {
     async fn read(&mut self) -> Result<Vec<Table>, HostError> {
         let mut found = Vec::new();
-        for name in self.config.tables.clone() {
-            let action = || format!("reading nftables table inet {name}");
-            let table = nftables::read_table(&mut self.reader, &name).map_err(refused(action()))?;
+        for (family, name) in self.config.tables.clone() {
+            let action = || format!("reading nftables table {name}");
+            let table = nftables::read_table(&mut self.reader, family, &name).map_err(refused(action()))?;
             if let Some(mut table) = table {
                 self.adopt(&mut table)?;
                 found.push(table);
@@ -143,10 +155,14 @@ impl Firewall for LinuxFirewall {
 
     async fn counters(&mut self) -> Result<Vec<Counted>, HostError> {
         let mut found = Vec::new();
-        for name in &self.config.tables {
-            let counted = counters::read(&mut self.reader, nftables::NFPROTO_INET, name)
-                .map_err(refused(format!("reading the counters of nftables table inet {name}")))?;
-            found.extend(counted);
+        for (family, name) in &self.config.tables {
+            match counters::read(&mut self.reader, family.number(), name) {
+                Ok(counted) => found.extend(counted),
+                Err(why) if nftables::is_absent(&why) => {}
+                Err(why) => {
+                    return Err(refused(format!("reading the counters of nftables table {name}"))(why));
+                }
+            }
         }
         Ok(found)
     }

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
+use kilo_nftables::TableFamily;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket as _, SocketAddr, TokioSocket};
 use socket2::{SockFilter, SockRef};
@@ -26,7 +27,7 @@ const RETURN: u16 = 0x06;
 /// The listener.
 pub(super) struct Monitor {
     socket: TokioSocket,
-    tables: Vec<String>,
+    tables: Vec<(TableFamily, String)>,
     buffer: Vec<u8>,
     /// The transaction that is being told touched one of our tables; the port it came from.
     touched: Option<u32>,
@@ -36,7 +37,7 @@ pub(super) struct Monitor {
 
 impl Monitor {
     /// Listens to all but the owner of this port.
-    pub(super) fn open(own_port: u32, tables: Vec<String>) -> io::Result<Self> {
+    pub(super) fn open(own_port: u32, tables: Vec<(TableFamily, String)>) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         enlarge(socket.socket_ref());
@@ -105,8 +106,10 @@ impl Monitor {
                     self.pending = Some(Some(format!("process {id} ({name})")));
                 }
             } else if let Some(event) = nftables::parse_event(&message)
-                && event.family == nftables::NFPROTO_INET
-                && self.tables.iter().any(|table| table == event.table)
+                && self
+                    .tables
+                    .iter()
+                    .any(|(family, name)| family.number() == event.family && name == event.table)
             {
                 self.touched = Some(message.port);
             }

@@ -1,6 +1,8 @@
 //! The netfilter socket: batches that land whole or not at all, dumps, and what notifications are about. What
 //! the messages say is the business of `kilo_nftables` and of `iptables_forward`.
 
+use std::net::IpAddr;
+
 use kilo_nftables::{Attributes, Dump, Query, Table, TableFamily, Transaction, Writer};
 use netlink_packet_core::NLM_F_ACK;
 use rustix::io::Errno;
@@ -12,14 +14,15 @@ pub(crate) const NFPROTO_IPV4: u8 = 2;
 pub(crate) const NFPROTO_IPV6: u8 = 10;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
-pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 16;
-pub(crate) const NFNL_MSG_BATCH_END: u16 = 17;
+const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+const NFNL_MSG_BATCH_END: u16 = 17;
 const NFNL_BATCH_GENID: u16 = 1;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_GEN_PROC_PID: u16 = 2;
 const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub(crate) const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_GETTABLE: u16 = 1;
 pub(crate) const NFT_MSG_DELTABLE: u16 = 2;
 pub(crate) const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_GETCHAIN: u16 = 4;
@@ -27,14 +30,13 @@ pub(crate) const NFT_MSG_DELCHAIN: u16 = 5;
 pub(crate) const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
 pub(crate) const NFT_MSG_DELRULE: u16 = 8;
+const NFT_MSG_DELSETELEM: u16 = 14;
 const NFT_MSG_NEWGEN: u16 = 15;
 const NFT_MSG_GETGEN: u16 = 16;
 /// The kind of message without the subsystem.
 const KIND: u16 = 0xff;
 /// `struct nfgenmsg`: family, version, resource.
 const HEADER: usize = 4;
-/// `struct nlmsghdr`.
-pub(crate) const MESSAGE_HEADER: usize = 16;
 /// How often a change is tried again that somebody else's came in between.
 const TRIES: u32 = 5;
 
@@ -90,7 +92,7 @@ pub(crate) fn commit(
 const RESTART: Errno = Errno::from_raw_os_error(85);
 
 /// What a message at one of the ends of a batch holds: there the "resource" is the subsystem.
-pub(crate) fn end_of_batch() -> Vec<u8> {
+fn end_of_batch() -> Vec<u8> {
     let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     vec![0, 0, high, low]
 }
@@ -155,8 +157,14 @@ pub(crate) fn chain_exists(
 }
 
 /// Whether there is no such thing, or no nftables for the family.
-fn is_absent(refused: &Refused) -> bool {
+pub(crate) fn is_absent(refused: &Refused) -> bool {
     matches!(refused.errno, Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT)
+}
+
+/// Whether a table is there.
+pub(crate) fn table_exists(socket: &mut Socket, family: u8, name: &str) -> Result<bool, Refused> {
+    let found = socket.get(&message(NFT_MSG_GETTABLE, 0, family, |to| to.text(1, name)), |_| true);
+    found.or_else(|refused| if is_absent(&refused) { Ok(false) } else { Err(refused) })
 }
 
 /// Removes a table with all that is in it.
@@ -164,11 +172,36 @@ pub(crate) fn delete_table(socket: &mut Socket, family: u8, name: &str) -> Resul
     commit(socket, |_| Ok(vec![message(NFT_MSG_DELTABLE, 0, family, |to| to.text(1, name))]))
 }
 
-/// Reads a table of family `inet` as it was at one moment; `None` where there is none.
-pub(crate) fn read_table(socket: &mut Socket, name: &str) -> Result<Option<Table>, Refused> {
+/// Takes an address out of a set or map of a table of family `inet`.
+pub(crate) fn delete_element(
+    socket: &mut Socket,
+    table: &str,
+    set: &str,
+    address: IpAddr,
+) -> Result<(), Refused> {
+    let key = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    // Elements, an element, its key, the key's value.
+    commit(socket, |_| {
+        Ok(vec![message(NFT_MSG_DELSETELEM, 0, NFPROTO_INET, |to| {
+            to.text(1, table);
+            to.text(2, set);
+            to.nest(3, |to| to.nest(1, |to| to.nest(1, |to| to.bytes(1, &key))));
+        })])
+    })
+}
+
+/// Reads a table as it was at one moment; `None` where there is none.
+pub(crate) fn read_table(
+    socket: &mut Socket,
+    family: TableFamily,
+    name: &str,
+) -> Result<Option<Table>, Refused> {
     for _ in 0..TRIES {
         let before = generation(socket)?;
-        if let Some(table) = read_once(socket, name)?
+        if let Some(table) = read_once(socket, family, name)?
             && generation(socket)? == before
         {
             return Ok(table);
@@ -178,12 +211,12 @@ pub(crate) fn read_table(socket: &mut Socket, name: &str) -> Result<Option<Table
 }
 
 /// The table, if it was not changed while one part of it was read.
-fn read_once(socket: &mut Socket, name: &str) -> Result<Option<Option<Table>>, Refused> {
-    let mut dump = Dump::new(TableFamily::Inet, name);
+fn read_once(socket: &mut Socket, family: TableFamily, name: &str) -> Result<Option<Option<Table>>, Refused> {
+    let mut dump = Dump::new(family, name);
     let mut interrupted = false;
     let mut ask = |dump: &mut Dump, query: Query<'_>| {
         let sequence = socket.reserve(1);
-        socket.query(&query.encode(TableFamily::Inet, name, sequence), sequence, |datagram| {
+        socket.query(&query.encode(family, name, sequence), sequence, |datagram| {
             interrupted |= dump.read(datagram).is_err();
         })
     };
@@ -192,7 +225,8 @@ fn read_once(socket: &mut Socket, name: &str) -> Result<Option<Option<Table>>, R
         sets.iter().try_for_each(|set| ask(&mut dump, Query::Elements(set)))
     });
     match result {
-        Err(refused) if refused.errno == Errno::NOENT => Ok(Some(None)),
+        // Not this table, or not this family.
+        Err(refused) if is_absent(&refused) => Ok(Some(None)),
         Err(refused) => Err(refused),
         Ok(()) if interrupted => Ok(None),
         Ok(()) => Ok(Some(dump.finish())),
