@@ -37,6 +37,8 @@ pub enum Command {
     InstallCni(crate::install_cni::Args),
     /// Answer the API server whether Peers are valid, over HTTPS
     Webhook(crate::webhook::Args),
+    /// Remove the policy tables, which stay in force when an agent stops
+    Uninstall,
 }
 
 /// Flags of the agent, as typed.
@@ -136,6 +138,9 @@ pub struct AgentArgs {
     /// Which WireGuard carries the packets: the kernel's, the built-in one, or the kernel's if it is there
     #[arg(long, value_enum, value_name = "KIND", default_value_t = WireGuardArg::Auto)]
     pub wireguard: WireGuardArg,
+    /// Flags of the policy engine.
+    #[command(flatten)]
+    pub policy: crate::policy::PolicyArgs,
 }
 
 /// Values of `--backend`.

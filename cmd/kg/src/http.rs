@@ -17,7 +17,7 @@ use kilo_mesh::{Config, Finding, Layout, Node, Outcome, Peer, Plan, svg};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PolicySource};
 
 /// How long the agent may take to answer a question: it may be in the middle of an apply.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -42,8 +42,13 @@ struct Pages {
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, agent: Handle, config: Config) -> anyhow::Result<()> {
-    let metrics = Metrics::new(agent.clone())?;
+pub async fn serve(
+    listener: TcpListener,
+    agent: Handle,
+    config: Config,
+    policy: Option<PolicySource>,
+) -> anyhow::Result<()> {
+    let metrics = Metrics::new(agent.clone(), policy)?;
     let app = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/livez", get(livez))

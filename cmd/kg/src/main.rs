@@ -7,6 +7,8 @@ mod http;
 mod install_cni;
 mod logs;
 mod metrics;
+mod policy;
+mod policy_metrics;
 mod webhook;
 
 use std::process::ExitCode;
@@ -49,6 +51,10 @@ fn main() -> ExitCode {
         Some(Command::InstallCni(args)) => {
             logs::start(cli.agent.log_level, cli.agent.log_format);
             install_cni::run(&args)
+        }
+        Some(Command::Uninstall) => {
+            logs::start(cli.agent.log_level, cli.agent.log_format);
+            policy::uninstall()
         }
         Some(Command::Webhook(args)) => {
             logs::start(args.log_level, args.log_format);
@@ -105,13 +111,20 @@ async fn serve<B: kilo_agent::Backend>(
 ) -> anyhow::Result<()> {
     let host = LinuxHost::open(args.host_config())?;
     let config = settings.config.clone();
-    let (agent, handle) = Agent::new(Arc::new(backend), host, settings);
+    let backend = Arc::new(backend);
+    let (mut agent, handle) = Agent::new(backend.clone(), host, settings);
+    let enforcer = policy::start(&args.policy, &config.hostname, &backend, &mut agent)?;
+    let source = enforcer.as_ref().map(|enforcer| metrics::PolicySource {
+        stats: enforcer.stats.clone(),
+        enforces: args.policy.network_policy == policy::NetworkPolicyArg::On,
+        binds: args.policy.mesh_antispoof == policy::AntispoofArg::Enforce,
+    });
     let (stop_tx, mut stop_rx) = watch::channel(false);
     let mut agent = tokio::spawn(agent.run(async move {
         // A sender that is gone ends the agent as well.
         let _ = stop_rx.wait_for(|stop| *stop).await;
     }));
-    let mut http = tokio::spawn(http::serve(listener, handle, config));
+    let mut http = tokio::spawn(http::serve(listener, handle, config, source));
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let http_error = tokio::select! {
         ended = &mut agent => return Ok(ended.context("the agent's loop died")??),
@@ -120,6 +133,9 @@ async fn serve<B: kilo_agent::Backend>(
         _ = term.recv() => None,
     };
     info!("Stopping");
+    if let Some(enforcer) = enforcer {
+        enforcer.end().await;
+    }
     stop_tx.send_replace(true);
     tokio::time::timeout(STOP, agent)
         .await

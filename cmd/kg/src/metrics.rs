@@ -5,14 +5,16 @@
 //! `kilo_reconciles_total`. Its `kilo_iptables_operations_total` counted runs of a program that is no longer
 //! run; `kilo_operations_total` counts what is done instead.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kilo_agent::{DURATION_BUCKETS, Handle, WatchState};
+use kilo_agent::{DURATION_BUCKETS, Durations, EnforcerStats, Handle, WatchState};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 
 use crate::args::VERSION;
+use crate::policy_metrics;
 
 /// The metrics of one agent.
 #[derive(Debug)]
@@ -22,9 +24,9 @@ pub struct Metrics {
 
 impl Metrics {
     /// The metrics of the agent behind this handle, and those of the process.
-    pub fn new(agent: Handle) -> anyhow::Result<Self> {
+    pub fn new(agent: Handle, policy: Option<PolicySource>) -> anyhow::Result<Self> {
         let registry = Registry::new();
-        registry.register(Box::new(AgentCollector { agent }))?;
+        registry.register(Box::new(AgentCollector { agent, policy }))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self { registry })
     }
@@ -41,6 +43,18 @@ impl Metrics {
 /// Reads an agent's state when asked.
 struct AgentCollector {
     agent: Handle,
+    policy: Option<PolicySource>,
+}
+
+/// The policy engine, where it runs.
+#[derive(Clone, Debug)]
+pub struct PolicySource {
+    /// What it tells about itself.
+    pub stats: Arc<EnforcerStats>,
+    /// What is denied is dropped.
+    pub enforces: bool,
+    /// Sources that were not proved are dropped.
+    pub binds: bool,
 }
 
 impl Collector for AgentCollector {
@@ -106,7 +120,11 @@ impl Collector for AgentCollector {
                 "Number of findings on objects and the host.",
                 [(vec![], status.findings.len() as f64)],
             ),
-            durations(stats.durations()),
+            durations(
+                "kilo_reconcile_duration_seconds",
+                "How long a reconciliation took.",
+                stats.durations(),
+            ),
         ];
         if let Some(at) = status.last_success {
             families.push(gauge(
@@ -129,14 +147,19 @@ impl Collector for AgentCollector {
             families.push(gauge("kilo_nodes", "Number of nodes in the mesh.", [(vec![], plan.nodes as f64)]));
             families.push(gauge("kilo_peers", "Number of peers in the mesh.", [(vec![], plan.peers as f64)]));
         }
+        if let Some(PolicySource { stats, enforces, binds }) = &self.policy {
+            let status = stats.status();
+            policy_metrics::collect(&status, &mut families);
+            policy_metrics::counted(&status, &mut families, (*enforces, *binds));
+        }
         families.retain(|family| !family.get_metric().is_empty());
         families
     }
 }
 
-type Labels = Vec<(&'static str, String)>;
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+pub(crate) fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
@@ -161,7 +184,7 @@ fn metric(labels: Labels) -> Metric {
     metric
 }
 
-fn gauge(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, f64)>) -> MetricFamily {
+pub(crate) fn gauge(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, f64)>) -> MetricFamily {
     let metrics = series.into_iter().map(|(labels, value)| {
         let mut gauge = Gauge::default();
         gauge.set_value(value);
@@ -172,7 +195,11 @@ fn gauge(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, f64)>
     family(name, help, MetricType::GAUGE, metrics.collect())
 }
 
-fn counter(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, u64)>) -> MetricFamily {
+pub(crate) fn counter(
+    name: &str,
+    help: &str,
+    series: impl IntoIterator<Item = (Labels, u64)>,
+) -> MetricFamily {
     let metrics = series.into_iter().map(|(labels, value)| {
         let mut counter = Counter::default();
         counter.set_value(value as f64);
@@ -183,7 +210,13 @@ fn counter(name: &str, help: &str, series: impl IntoIterator<Item = (Labels, u64
     family(name, help, MetricType::COUNTER, metrics.collect())
 }
 
-fn durations(durations: kilo_agent::Durations) -> MetricFamily {
+/// A histogram without labels.
+pub(crate) fn durations(name: &str, help: &str, durations: Durations) -> MetricFamily {
+    family(name, help, MetricType::HISTOGRAM, vec![histogram(Vec::new(), durations)])
+}
+
+/// One series of a histogram.
+pub(crate) fn histogram(labels: Labels, durations: Durations) -> Metric {
     let mut histogram = Histogram::default();
     let mut so_far = 0;
     let buckets = DURATION_BUCKETS.iter().zip(durations.counts).map(|(&bound, count)| {
@@ -196,12 +229,7 @@ fn durations(durations: kilo_agent::Durations) -> MetricFamily {
     histogram.set_bucket(buckets.collect());
     histogram.set_sample_count(durations.counts.iter().sum());
     histogram.set_sample_sum(durations.sum);
-    let mut metric = metric(Vec::new());
+    let mut metric = metric(labels);
     metric.set_histogram(histogram);
-    family(
-        "kilo_reconcile_duration_seconds",
-        "How long a reconciliation took.",
-        MetricType::HISTOGRAM,
-        vec![metric],
-    )
+    metric
 }
