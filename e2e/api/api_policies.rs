@@ -1,4 +1,4 @@
-//! The objects that network policies are about, from a real API server with the rights that this takes.
+//! The objects that network policies are about, from a real API server with the rights of our own manifests.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,14 +18,6 @@ tests![five_kinds(place = Place::Host, limit = 600)];
 
 const KINDS: [Kind; 5] =
     [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Service, Kind::EndpointSlice];
-
-/// What an agent must be allowed beside what the manifests allow, until it enforces policies.
-const RIGHTS: &str = r#"[
-    {"op": "add", "path": "/rules/-", "value": {"apiGroups": [""], "resources": ["pods", "namespaces", "services"], "verbs": ["list", "watch"]}},
-    {"op": "add", "path": "/rules/-", "value": {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}},
-    {"op": "add", "path": "/rules/-", "value": {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["get", "list", "watch"]}},
-    {"op": "add", "path": "/rules/-", "value": {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]}}
-]"#;
 
 const OBJECTS: &str = "
 apiVersion: v1
@@ -120,7 +112,6 @@ fn five_kinds(_world: &World) -> Result<()> {
 async fn judge(server: &Server) -> Result<()> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/kubeadm");
     server.kubectl(&["apply", "-k", &manifests.to_string_lossy()], None)?;
-    server.kubectl(&["patch", "clusterrole", "kilo", "--type=json", "-p", RIGHTS], None)?;
     server.kubectl(&["apply", "-f", "-"], Some(OBJECTS))?;
     let backend = Arc::new(KubernetesBackend::new(client(&server.account("kilo")?).await?, "x"));
     let (sender, events) = mpsc::channel(64);

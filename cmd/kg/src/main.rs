@@ -113,11 +113,11 @@ async fn serve<B: kilo_agent::Backend>(
     let config = settings.config.clone();
     let backend = Arc::new(backend);
     let (mut agent, handle) = Agent::new(backend.clone(), host, settings);
-    let enforcer = policy::start(&args.policy, &config.hostname, &backend, &mut agent)?;
+    let enforcer = policy::start(args, &config.hostname, &backend, &mut agent)?;
     let source = enforcer.as_ref().map(|enforcer| metrics::PolicySource {
         stats: enforcer.stats.clone(),
-        enforces: args.policy.network_policy == policy::NetworkPolicyArg::On,
-        binds: args.policy.mesh_antispoof == policy::AntispoofArg::Enforce,
+        enforces: enforcer.config.mode == kilo_policy::Mode::On,
+        binds: enforcer.config.antispoof == kilo_policy::Antispoof::Enforce,
     });
     let (stop_tx, mut stop_rx) = watch::channel(false);
     let mut agent = tokio::spawn(agent.run(async move {

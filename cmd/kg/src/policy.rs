@@ -1,15 +1,19 @@
 //! The flags of the policy engine, and joining it to the agent.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use kilo_agent::{Agent, Backend, Enforcer, EnforcerSettings, EnforcerStats, Host, Policies};
 use kilo_host::firewall::{FirewallConfig, LinuxFirewall};
+use kilo_host::pods::{LinuxPods, PodsConfig};
 use kilo_policy::{Antispoof, CompilerConfig, Mode};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::error;
+
+use crate::args::AgentArgs;
 
 /// Flags of the policy engine, as typed.
 #[derive(Clone, Debug, Args)]
@@ -17,9 +21,20 @@ pub struct PolicyArgs {
     /// What happens to packets by NetworkPolicies: kept, only evaluated, logged and counted, or left to others
     #[arg(long, value_enum, value_name = "MODE", default_value_t = NetworkPolicyArg::Off)]
     pub network_policy: NetworkPolicyArg,
-    /// What happens to a mesh or pod source that comes by a way on which it was not proved
-    #[arg(long, value_enum, value_name = "MODE", default_value_t = AntispoofArg::Off)]
-    pub mesh_antispoof: AntispoofArg,
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        help = "What happens to a mesh or pod source that comes by a way on which it was not proved; if not given, off \
+                where network policy is off, enforce where it is on and pods are on our own bridge, else audit"
+    )]
+    pub mesh_antispoof: Option<AntispoofArg>,
+    /// Socket on which our CNI plugin tells of pods
+    #[arg(long, value_name = "PATH", default_value_os_t = PodsConfig::default().socket)]
+    pub cni_socket: PathBuf,
+    /// Directory of the records of the container runtime's CNI library
+    #[arg(long, value_name = "DIR", default_value_os_t = PodsConfig::default().records)]
+    pub cni_records: PathBuf,
     /// Whether echo requests need a rule that allows them
     #[arg(long, value_enum, value_name = "MODE", default_value_t = EchoArg::Evaluate)]
     pub policy_icmp_echo: EchoArg,
@@ -73,23 +88,27 @@ const LOOSE: u32 = 0x8000_0000;
 
 impl PolicyArgs {
     /// How tables are made on this node; `None` where nothing is asked for.
-    pub fn compiler(&self, node: &str) -> Option<CompilerConfig> {
+    pub fn compiler(&self, node: &str, own_cni: bool) -> Option<CompilerConfig> {
         let mode = match self.network_policy {
             NetworkPolicyArg::On => Mode::On,
             NetworkPolicyArg::Audit => Mode::Audit,
             NetworkPolicyArg::Off => Mode::Off,
         };
         let antispoof = match self.mesh_antispoof {
-            AntispoofArg::Enforce => Antispoof::Enforce,
-            AntispoofArg::Audit => Antispoof::Audit,
-            AntispoofArg::Off => Antispoof::Off,
+            Some(AntispoofArg::Enforce) => Antispoof::Enforce,
+            Some(AntispoofArg::Audit) => Antispoof::Audit,
+            Some(AntispoofArg::Off) => Antispoof::Off,
+            None => match mode {
+                Mode::On if own_cni => Antispoof::Enforce,
+                Mode::On | Mode::Audit => Antispoof::Audit,
+                Mode::Off => Antispoof::Off,
+            },
         };
         (mode != Mode::Off || antispoof != Antispoof::Off).then(|| CompilerConfig {
             node: node.to_owned(),
             mode,
             antispoof,
-            // Nobody tells yet which link is which pod's.
-            own_cni: false,
+            own_cni,
             allow_icmp_echo: self.policy_icmp_echo == EchoArg::Allow,
             epoch_mask: self.policy_ct_mark,
             loose_bit: LOOSE,
@@ -105,6 +124,8 @@ impl PolicyArgs {
 pub struct Running {
     /// What it tells about itself.
     pub stats: Arc<EnforcerStats>,
+    /// What it was started with.
+    pub config: CompilerConfig,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -123,12 +144,12 @@ impl Running {
 /// # Errors
 /// When the kernel's tables cannot be spoken to although that is asked for.
 pub fn start<B: Backend, H: Host>(
-    args: &PolicyArgs,
+    args: &AgentArgs,
     node: &str,
     backend: &Arc<B>,
     agent: &mut Agent<B, H>,
 ) -> anyhow::Result<Option<Running>> {
-    let Some(config) = args.compiler(node) else {
+    let Some(config) = args.policy.compiler(node, args.cni) else {
         remove().unwrap_or_else(
             |error| tracing::debug!(error = %format!("{error:#}"), "No policy table was removed"),
         );
@@ -140,7 +161,9 @@ pub fn start<B: Backend, H: Host>(
     let (news, mesh) = watch::channel(None);
     agent.tell_mesh(news);
     let settings = EnforcerSettings::new(node);
-    let (enforcer, stats) = Enforcer::new(backend.clone(), firewall, Policies::new(config), mesh, settings);
+    let pods = LinuxPods::open(pods_config(args)).context("hearing of the pods of this node")?;
+    let policies = Policies::new(config.clone());
+    let (enforcer, stats) = Enforcer::new(backend.clone(), firewall, policies, Some(pods), mesh, settings);
     let (stop, mut stopped) = watch::channel(false);
     let running = tokio::spawn(enforcer.run(async move {
         // A sender that is gone ends it as well.
@@ -154,7 +177,20 @@ pub fn start<B: Backend, H: Host>(
         };
         error!(%error, "The policy engine ended, and what it has programmed stays in force");
     });
-    Ok(Some(Running { stats, stop, task }))
+    Ok(Some(Running { stats, config, stop, task }))
+}
+
+/// Where the pods of this node are heard of, and what is done about what they send each other.
+fn pods_config(args: &AgentArgs) -> PodsConfig {
+    let policy = &args.policy;
+    // Other plugins' bridges are theirs.
+    let routes = args.cni && policy.network_policy != NetworkPolicyArg::Off;
+    PodsConfig {
+        socket: policy.cni_socket.clone(),
+        records: policy.cni_records.clone(),
+        bridge: routes.then(|| kilo_agent::BRIDGE.to_owned()),
+        links: vec![args.interface.clone()],
+    }
 }
 
 /// Removes the policy tables.
@@ -172,7 +208,10 @@ pub fn remove() -> anyhow::Result<()> {
 /// See [`remove`].
 pub fn uninstall() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { remove() })
+    runtime.block_on(async { remove() }).context(
+        "removing the policy tables: while an agent of this node lives they are its own, so end it first",
+    )?;
+    Ok(kilo_host::pods::undo_routing(kilo_agent::BRIDGE)?)
 }
 
 fn number(text: &str) -> Result<u32, String> {

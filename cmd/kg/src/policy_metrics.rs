@@ -1,6 +1,6 @@
 //! The metrics of the policy engine, by name; none of them where it does not run.
 
-use kilo_agent::{EnforcerStatus, WatchState};
+use kilo_agent::{BridgeSight, EnforcerStatus, WatchState};
 use prometheus::proto::{Metric, MetricFamily};
 
 use crate::metrics::{Labels, counter, durations, family, gauge, histogram};
@@ -20,6 +20,15 @@ pub fn collect(status: &EnforcerStatus, out: &mut Vec<MetricFamily>) {
         status.watches.iter().map(|(kind, state)| {
             (vec![("kind", kind.name().to_owned())], f64::from(u8::from(*state == WatchState::Up)))
         }),
+    ));
+    let unseen = match &status.sight {
+        Some(BridgeSight::Unseen { links, .. }) => links.len(),
+        Some(BridgeSight::Seen) | None => 0,
+    };
+    out.push(gauge(
+        "kilo_policy_unseen_links",
+        "Number of links of pods whose traffic with pods of this node passes by policies.",
+        one(unseen),
     ));
     out.push(gauge(
         "kilo_policy_findings",

@@ -40,7 +40,7 @@ pub use firewall::{Committed, Counted, Firewall, FirewallEvent, Logged, LoggedAt
 pub use host::{DiscoverConfig, Host, HostError, HostEvent, Severity};
 pub use kilo_mesh::Finding;
 pub use kilo_policy::Kind;
-pub use news::mesh_facts;
+pub use news::{BRIDGE, mesh_facts};
 pub use pods::{AttachedPod, BridgeSight, PodCalls, Pods, PodsChanged};
 pub use report::{DURATION_BUCKETS, Durations, ErrorEvent, Input, Query, Stats, Status, Summary};
 pub use trim::Trim;

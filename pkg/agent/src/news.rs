@@ -15,7 +15,7 @@ use crate::MeshNews;
 const FORMER_LEADERS: Duration = Duration::from_secs(300);
 
 /// The bridge that our own CNI configuration makes.
-const BRIDGE: &str = "kube-bridge";
+pub const BRIDGE: &str = "kube-bridge";
 
 /// Tells the enforcer about the mesh.
 #[derive(Debug)]

@@ -36,12 +36,24 @@ pub struct PodsChanged {
 
 /// CNI calls that wait until what they brought is in force. Dropped, they wait no longer, and the pod is held.
 #[derive(Debug, Default)]
-pub struct PodCalls(Vec<oneshot::Sender<()>>);
+pub struct PodCalls(Vec<PodCall>);
+
+/// One that waits for these addresses to have their policies.
+#[derive(Debug)]
+struct PodCall {
+    addresses: Vec<IpAddr>,
+    done: oneshot::Sender<()>,
+}
 
 impl PodCalls {
-    /// One more that waits.
-    pub fn wait(&mut self, call: oneshot::Sender<()>) {
-        self.0.push(call);
+    /// One more that waits; a call that ends a pod has no addresses.
+    pub fn wait(&mut self, addresses: Vec<IpAddr>, done: oneshot::Sender<()>) {
+        self.0.push(PodCall { addresses, done });
+    }
+
+    /// Lets others wait here, too.
+    pub fn join(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// Whether nobody waits.
@@ -53,8 +65,18 @@ impl PodCalls {
     pub fn tell(self) {
         for call in self.0 {
             // One that has waited too long is gone.
-            let _ = call.send(());
+            let _ = call.done.send(());
         }
+    }
+
+    /// Lets those go on of whose addresses this is true, and forgets those that wait no longer.
+    pub fn tell_those(&mut self, ready: impl Fn(IpAddr) -> bool) {
+        let (ready, waiting) = std::mem::take(&mut self.0)
+            .into_iter()
+            .filter(|call| !call.done.is_closed())
+            .partition(|call| call.addresses.iter().all(|address| ready(*address)));
+        self.0 = waiting;
+        Self(ready).tell();
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Ruleset {
     pub commits: Vec<Vec<Transaction>>,
     /// So many commits fail, with nothing changed.
     pub refuse: usize,
+    /// So many sweeps of marks fail.
+    pub unswept: usize,
     /// So many readings fail.
     pub unreadable: usize,
     /// How often the tables were read.
@@ -102,6 +104,11 @@ impl Firewall for FakeFirewall {
     }
 
     async fn sweep(&mut self, _: u32) -> Result<usize, HostError> {
+        let mut ruleset = self.ruleset();
+        if ruleset.unswept > 0 {
+            ruleset.unswept -= 1;
+            return Err(refused("faking a failure of a sweep"));
+        }
         Ok(0)
     }
 }

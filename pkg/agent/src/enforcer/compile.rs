@@ -7,6 +7,8 @@ use kilo_nftables::{Table, Transaction};
 use kilo_policy::Kind;
 use serde_json::Value;
 
+use crate::AttachedPod;
+
 /// How large what is programmed is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Programmed {
@@ -57,6 +59,13 @@ pub trait Compile: Send + 'static {
 
     /// The mesh is this from now on.
     fn set_mesh(&mut self, mesh: Self::Mesh);
+
+    /// The pods of this node as CNI set them up are these from now on.
+    fn set_local(&mut self, pods: &[AttachedPod]);
+
+    /// Whether what was taken last says by which policies a pod of this node with this address is judged. One of which it
+    /// does not say it is held.
+    fn knows(&self, address: IpAddr) -> bool;
 
     /// These are the policy tables that the kernel has: from here the next [`Compile::take`] goes.
     fn adopt(&mut self, tables: &[Table]);

@@ -22,7 +22,10 @@ pub use policy::Policies;
 pub use report::{EnforcerStats, EnforcerStatus};
 
 use crate::backoff::Backoff;
-use crate::{AgentError, Backend, Firewall, FirewallEvent, Logged, PolicyEvent, PolicyFinding, WatchState};
+use crate::{
+    AgentError, Backend, BridgeSight, Firewall, FirewallEvent, Logged, PodCalls, Pods, PodsChanged,
+    PolicyEvent, PolicyFinding, WatchState,
+};
 use findings::Findings;
 use tables::Repairs;
 
@@ -65,10 +68,16 @@ pub struct MeshNews<M> {
 
 /// The enforcer of one node.
 #[derive(Debug)]
-pub struct Enforcer<B, F, C: Compile> {
+pub struct Enforcer<B, F, C: Compile, P> {
     backend: Arc<B>,
     firewall: F,
     compiler: C,
+    /// Taken when it begins.
+    pods: Option<P>,
+    /// The pods of this node were told, or nobody tells them.
+    pods_known: bool,
+    /// CNI calls about what is not in force yet.
+    calls: PodCalls,
     settings: EnforcerSettings,
     mesh: watch::Receiver<Option<MeshNews<C::Mesh>>>,
     nodes: Vec<Arc<str>>,
@@ -83,6 +92,8 @@ pub struct Enforcer<B, F, C: Compile> {
     there: usize,
     /// There was no table at the start, and the closed skeleton is not there yet.
     bare: bool,
+    /// The bits of marks that have to be cleared before anything is committed.
+    sweep: Option<u32>,
     /// Why the tables are to be read before the next transaction.
     reread: Option<Reread>,
     /// The first events that are not in force yet, by what metrics call them.
@@ -104,6 +115,7 @@ enum Reread {
 enum Wake<M> {
     Event(Option<PolicyEvent>),
     Mesh(Option<MeshNews<M>>),
+    Pods(PodsChanged),
     Firewall(FirewallEvent),
     Bound,
     Verify,
@@ -112,12 +124,14 @@ enum Wake<M> {
     Stop,
 }
 
-impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
-    /// An enforcer that has done nothing yet, and what others see of it.
+impl<B: Backend, F: Firewall, C: Compile, P: Pods> Enforcer<B, F, C, P> {
+    /// An enforcer that has done nothing yet, and what others see of it. Without `pods` it knows those of this node only as
+    /// the cluster tells them.
     pub fn new(
         backend: Arc<B>,
         firewall: F,
         compiler: C,
+        pods: Option<P>,
         mesh: watch::Receiver<Option<MeshNews<C::Mesh>>>,
         settings: EnforcerSettings,
     ) -> (Self, Arc<EnforcerStats>) {
@@ -126,6 +140,9 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
             backend,
             firewall,
             compiler,
+            pods_known: pods.is_none(),
+            pods,
+            calls: PodCalls::default(),
             settings,
             mesh,
             nodes: Vec::new(),
@@ -136,6 +153,7 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
             began: false,
             there: 0,
             bare: false,
+            sweep: None,
             reread: Some(Reread::Adopt),
             waiting: BTreeMap::new(),
             backoff: Backoff::default(),
@@ -160,6 +178,9 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
         let mut watching = tokio::spawn(async move { backend.run_policy(events_tx).await });
         let (show, shown) = mpsc::channel(256);
         let showing = tokio::spawn(show_all(self.backend.clone(), shown));
+        // The kernel is asked about links there, which shall hold nothing up here.
+        let (pods_tx, mut pods) = mpsc::channel(1);
+        let attaching = tokio::spawn(tell_pods(self.pods.take(), pods_tx));
         self.mesh.mark_changed();
         let mut mesh_lives = true;
         let ended = loop {
@@ -172,6 +193,7 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
                     mesh_lives = changed.is_ok();
                     Wake::Mesh(self.mesh.borrow_and_update().clone())
                 }
+                Some(changed) = pods.recv() => Wake::Pods(changed),
                 event = self.firewall.next() => Wake::Firewall(event),
                 () = &mut bound, if !self.open => Wake::Bound,
                 () = tokio::time::sleep_until(retry.into()), if self.backoff.retry_at().is_some() => Wake::Retry,
@@ -199,6 +221,7 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
                     self.compiler.set_mesh(news.mesh);
                 }
                 Wake::Mesh(None) | Wake::Retry => {}
+                Wake::Pods(changed) => self.attached(changed),
                 Wake::Firewall(FirewallEvent::Changed { by }) => {
                     self.reread.get_or_insert(Reread::Verify { by });
                 }
@@ -227,7 +250,30 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
         };
         watching.abort();
         showing.abort();
+        attaching.abort();
         ended
+    }
+
+    /// Works in what CNI says about the pods of this node.
+    fn attached(&mut self, changed: PodsChanged) {
+        self.wait(Kind::Pod);
+        self.compiler.set_local(&changed.pods);
+        self.calls.join(changed.programmed);
+        self.pods_known = true;
+        self.open |= self.synced.len() == KINDS;
+        let last = self.stats.with(|status| status.sight.replace(changed.sight.clone()));
+        match changed.sight {
+            BridgeSight::Unseen { links, reason } => {
+                if !matches!(last, Some(BridgeSight::Unseen { .. })) {
+                    warn!(?links, %reason, "Network policy is not in force between pods of this node");
+                }
+            }
+            BridgeSight::Seen => {
+                if let Some(BridgeSight::Unseen { .. }) = last {
+                    info!("Network policy is in force between pods of this node");
+                }
+            }
+        }
     }
 
     fn hear(&mut self, event: PolicyEvent) {
@@ -248,9 +294,8 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
                 self.findings.synced(kind);
                 self.state(kind, WatchState::Up);
                 self.stats.with(|status| status.synced.insert(kind));
-                if self.synced.insert(kind) && self.synced.len() == KINDS {
-                    self.open = true;
-                }
+                self.synced.insert(kind);
+                self.open |= self.synced.len() == KINDS && self.pods_known;
             }
             PolicyEvent::Deleted(kind, namespace, name) => {
                 self.wait(kind);
@@ -313,6 +358,17 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
             why = explained.why,
             "{message}"
         );
+    }
+}
+
+/// Tells of the pods of this node, one change after the other.
+async fn tell_pods<P: Pods>(pods: Option<P>, to: mpsc::Sender<PodsChanged>) {
+    let Some(mut pods) = pods else { return };
+    loop {
+        let changed = pods.changed().await;
+        if to.send(changed).await.is_err() {
+            return;
+        }
     }
 }
 

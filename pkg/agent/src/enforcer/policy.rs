@@ -3,11 +3,15 @@
 use std::net::IpAddr;
 
 use kilo_mesh::Finding;
-use kilo_nftables::{Table, Transaction};
-use kilo_policy::{Compiler, Direction, Kind, MeshFacts, Mode, Reason};
+use kilo_nftables::{Key, Place, Table, TableFamily, Transaction};
+use kilo_policy::{Compiler, Direction, Kind, LocalPod, MeshFacts, Mode, Reason};
 use serde_json::Value;
 
 use super::compile::{Compile, Explained, Programmed};
+use crate::AttachedPod;
+
+/// The maps of ingress, by which pods of this node are found.
+const INGRESS: [&str; 2] = ["in4", "in6"];
 
 /// The policies of `kilo-policy`, made tables of.
 #[derive(Debug)]
@@ -15,6 +19,8 @@ pub struct Policies {
     compiler: Compiler,
     /// Policies are kept, not only evaluated.
     enforces: bool,
+    /// Policies are not even evaluated.
+    off: bool,
     /// Sources are bound, not only counted.
     binds: bool,
 }
@@ -24,7 +30,8 @@ impl Policies {
     pub fn new(config: kilo_policy::CompilerConfig) -> Self {
         let (enforces, binds) =
             (config.mode == Mode::On, config.antispoof == kilo_policy::Antispoof::Enforce);
-        Self { compiler: Compiler::new(config), enforces, binds }
+        let off = config.mode == Mode::Off;
+        Self { compiler: Compiler::new(config), enforces, off, binds }
     }
 }
 
@@ -49,6 +56,26 @@ impl Compile for Policies {
 
     fn set_mesh(&mut self, mesh: MeshFacts) {
         self.compiler.set_mesh(mesh);
+    }
+
+    fn set_local(&mut self, pods: &[AttachedPod]) {
+        let each = |pod: &AttachedPod| LocalPod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            link: pod.link.clone(),
+        };
+        let addresses = pods.iter().flat_map(|pod| pod.addresses.iter().map(move |ip| (*ip, each(pod))));
+        self.compiler.set_local(addresses.collect());
+    }
+
+    fn knows(&self, address: IpAddr) -> bool {
+        let key = Place::Key(Key::Address(address));
+        let has = |table: &&Table| {
+            let maps = INGRESS.iter().filter_map(|name| table.sets.get(*name));
+            maps.flat_map(|map| map.iter()).any(|element| element.place == key)
+        };
+        self.off || self.compiler.tables().iter().filter(|t| t.family == TableFamily::Inet).any(has)
     }
 
     fn adopt(&mut self, tables: &[Table]) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kilo_policy::Kind;
 
 use super::compile::Programmed;
-use crate::{Committed, Counted, Durations, WatchState};
+use crate::{BridgeSight, Committed, Counted, Durations, WatchState};
 
 /// The state of the moment, and counters since the start.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +18,8 @@ pub struct EnforcerStatus {
     pub watches: BTreeMap<Kind, WatchState>,
     /// What the kernel had at the last commit is what it should have.
     pub in_force: bool,
+    /// Whether the kernel shows us what pods of this node send each other; nothing before that was looked at.
+    pub sight: Option<BridgeSight>,
     /// Objects with findings, by kind.
     pub findings: BTreeMap<Kind, usize>,
     /// How large what is programmed is.

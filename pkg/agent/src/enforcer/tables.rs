@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::{Compile, Enforcer, Reread};
 use crate::apply::chain;
-use crate::{Backend, Firewall, HostError};
+use crate::{Backend, Firewall, HostError, Pods};
 
 /// More repairs than these in [`REPAIRS_IN`] are a fight: then it waits longer each time.
 const REPAIRS: usize = 20;
@@ -39,7 +39,7 @@ impl Repairs {
     }
 }
 
-impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
+impl<B: Backend, F: Firewall, C: Compile, P: Pods> Enforcer<B, F, C, P> {
     /// Makes the kernel's tables what they should be, as far as may be said already. While a failure is waited out only
     /// events are worked in.
     pub(super) async fn work(&mut self) {
@@ -76,15 +76,30 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
         }
         let transactions = self.compiler.take();
         if transactions.is_empty() {
-            self.settled();
+            if self.open {
+                self.settled();
+            }
             return;
         }
         let began = Instant::now();
         if let Some(mask) = self.compiler.sweep() {
+            self.sweep = Some(mask);
+        }
+        if let Some(mask) = self.sweep {
             match self.firewall.sweep(mask).await {
-                Ok(connections) => debug!(connections, "Marks of former connections are cleared"),
+                Ok(connections) => {
+                    self.sweep = None;
+                    debug!(connections, "Marks of former connections are cleared");
+                }
+                // Where there is no table yet, a closed one is better than none.
+                Err(error) if self.bare => {
+                    warn!(error = %chain(&error), "Marks of former connections cannot be cleared yet");
+                }
+                // They would be taken for marks of what is allowed now.
                 Err(error) => {
-                    warn!(error = %chain(&error), "Marks of former connections cannot be cleared");
+                    self.compiler.failed();
+                    self.reread = Some(Reread::Adopt);
+                    return self.fail("Marks of former connections cannot be cleared", &error);
                 }
             }
         }
@@ -125,6 +140,15 @@ impl<B: Backend, F: Firewall, C: Compile> Enforcer<B, F, C> {
         self.backoff.reset();
         self.waiting.clear();
         self.stats.with(|status| status.in_force = true);
+        self.let_go();
+    }
+
+    /// Lets the CNI calls go on whose pods are in force.
+    fn let_go(&mut self) {
+        let Self { open, calls, compiler, .. } = self;
+        if *open {
+            calls.tell_those(|address| compiler.knows(address));
+        }
     }
 
     fn repaired(&mut self, cause: &'static str, by: Option<&str>, now: Instant) {

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use kilo_agent::{
-    Compile, Enforcer, EnforcerSettings, EnforcerStats, Explained, Finding, FirewallEvent, Kind, MeshNews,
-    PolicyEvent, Programmed, WatchState,
+    AttachedPod, BridgeSight, Compile, Enforcer, EnforcerSettings, EnforcerStats, Explained, Finding,
+    FirewallEvent, Kind, MeshNews, PodCalls, Pods, PodsChanged, PolicyEvent, Programmed, WatchState,
 };
 use kilo_nftables::{Family, Set, Table, TableFamily, Transaction, diff};
 use kilo_testkit::{FakeBackend, FakeFirewall};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 const POLICIES: [Kind; 4] = [Kind::Namespace, Kind::NetworkPolicy, Kind::Service, Kind::EndpointSlice];
 
@@ -25,11 +25,42 @@ struct Addresses {
     synced: BTreeSet<Kind>,
     observed: Vec<Table>,
     mesh: Vec<IpNet>,
+    local: Vec<IpNet>,
+    epoch_ends: bool,
+}
+
+/// What CNI tells, as the test says.
+struct Told(mpsc::UnboundedReceiver<PodsChanged>);
+
+impl Pods for Told {
+    async fn changed(&mut self) -> PodsChanged {
+        match self.0.recv().await {
+            Some(changed) => changed,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A pod that CNI has set up, and what its call waits for.
+fn attached(name: &str, ip: &str, sight: BridgeSight) -> (PodsChanged, oneshot::Receiver<()>) {
+    let addresses: Vec<IpAddr> = vec![ip.parse().expect("an address")];
+    let (done, waits) = oneshot::channel();
+    let mut programmed = PodCalls::default();
+    programmed.wait(addresses.clone(), done);
+    let pod = AttachedPod {
+        container: name.to_owned(),
+        namespace: "n".into(),
+        name: name.to_owned(),
+        uid: String::new(),
+        link: format!("veth-{name}"),
+        addresses,
+    };
+    (PodsChanged { pods: vec![pod], sight, programmed }, waits)
 }
 
 impl Addresses {
     fn desired(&self) -> Table {
-        let mut nets: Vec<IpNet> = self.pods.values().chain(&self.mesh).copied().collect();
+        let mut nets: Vec<IpNet> = self.pods.values().chain(&self.mesh).chain(&self.local).copied().collect();
         let key = "pods";
         if self.synced.len() < 5 {
             // What the kernel has stays until everything is known.
@@ -105,6 +136,14 @@ impl Compile for Addresses {
         self.mesh = mesh;
     }
 
+    fn set_local(&mut self, pods: &[AttachedPod]) {
+        self.local = pods.iter().flat_map(|pod| &pod.addresses).map(|ip| IpNet::from(*ip)).collect();
+    }
+
+    fn knows(&self, address: IpAddr) -> bool {
+        self.pods.values().any(|pod| pod.addr() == address)
+    }
+
     fn adopt(&mut self, tables: &[Table]) {
         self.observed = tables.to_vec();
     }
@@ -119,7 +158,7 @@ impl Compile for Addresses {
     fn failed(&mut self) {}
 
     fn sweep(&mut self) -> Option<u32> {
-        None
+        std::mem::take(&mut self.epoch_ends).then_some(3)
     }
 
     fn is(&self, tables: &[Table]) -> bool {
@@ -149,15 +188,20 @@ struct World {
 
 impl World {
     fn start(backend: FakeBackend, firewall: FakeFirewall, bound: Duration) -> Self {
+        Self::start_with(backend, firewall, bound, Addresses::default(), None)
+    }
+
+    fn start_with(
+        backend: FakeBackend,
+        firewall: FakeFirewall,
+        bound: Duration,
+        compiler: Addresses,
+        pods: Option<Told>,
+    ) -> Self {
         let (mesh, receiver) = watch::channel(None);
         let settings = EnforcerSettings { sync_bound: bound, ..EnforcerSettings::new("a") };
-        let (enforcer, stats) = Enforcer::new(
-            Arc::new(backend.clone()),
-            firewall.clone(),
-            Addresses::default(),
-            receiver,
-            settings,
-        );
+        let (enforcer, stats) =
+            Enforcer::new(Arc::new(backend.clone()), firewall.clone(), compiler, pods, receiver, settings);
         let running = tokio::spawn(async move {
             enforcer.run(std::future::pending()).await.expect("no end by itself");
         });
@@ -368,4 +412,71 @@ async fn a_watch_that_breaks_changes_nothing_and_a_new_list_forgets_what_went() 
     world.backend.list_policy(Kind::Pod);
     world.has(&["10.0.0.1"]).await;
     assert_eq!(world.stats.status().watches[&Kind::Pod], WatchState::Up);
+}
+
+#[tokio::test]
+async fn a_pod_of_cni_waits_until_it_is_in_force() {
+    let (tell, told) = mpsc::unbounded_channel();
+    let (kernel, backend) = (kernel(&["10.0.0.7"]), cluster(&[("q", "10.0.0.9")], &[]));
+    let world = World::start_with(backend, kernel, LONG, Addresses::default(), Some(Told(told)));
+    world.until("sync", |w| w.stats.status().synced.len() == 5).await;
+    tokio::time::sleep(SHORT).await;
+    assert!(world.firewall.ruleset().commits.is_empty(), "pods that CNI knows of would be cut");
+
+    // In force is what the kernel has of a pod that the cluster knows, not less.
+    let (changed, waits) = attached("p", "10.0.0.1", BridgeSight::Seen);
+    tell.send(changed).expect("it lives");
+    world.has(&["10.0.0.1", "10.0.0.9"]).await;
+    let mut waits = Box::pin(waits);
+    assert!(tokio::time::timeout(SHORT, &mut waits).await.is_err(), "nobody knows its policies");
+    world.backend.apply_policy(Kind::Pod, pod("p", "10.0.0.1"));
+    // The address is there already: nothing is left to be committed.
+    tokio::time::timeout(LONG, waits).await.expect("it goes on").expect("in force");
+
+    // A commit that fails holds it until one lands.
+    world.backend.apply_policy(Kind::Pod, pod("r", "10.0.0.5"));
+    world.has(&["10.0.0.1", "10.0.0.5", "10.0.0.9"]).await;
+    world.firewall.ruleset().refuse = 100;
+    let (changed, waits) = attached("r", "10.0.0.5", BridgeSight::Seen);
+    world.backend.apply_policy(Kind::Pod, pod("s", "10.0.0.6"));
+    world.until("a failure", |w| !w.stats.status().in_force).await;
+    tell.send(changed).expect("it lives");
+    let mut waits = Box::pin(waits);
+    assert!(tokio::time::timeout(SHORT, &mut waits).await.is_err(), "nothing has landed");
+    world.firewall.ruleset().refuse = 0;
+    tokio::time::timeout(LONG, waits).await.expect("it goes on").expect("in force");
+}
+
+#[tokio::test]
+async fn a_call_that_waits_no_longer_is_forgotten_and_what_is_not_seen_is_said() {
+    let (tell, told) = mpsc::unbounded_channel();
+    let world = World::start_with(
+        cluster(&[], &[]),
+        FakeFirewall::default(),
+        LONG,
+        Addresses::default(),
+        Some(Told(told)),
+    );
+    let unseen = BridgeSight::Unseen { links: vec!["veth-p".into()], reason: "no br_netfilter".into() };
+    let (changed, waits) = attached("p", "10.0.0.1", unseen.clone());
+    tell.send(changed).expect("it lives");
+    world.until("sight", |w| w.stats.status().sight.as_ref() == Some(&unseen)).await;
+    drop(waits);
+    let (changed, waits) = attached("p", "10.0.0.1", BridgeSight::Seen);
+    tell.send(changed).expect("it lives");
+    world.until("sight", |w| w.stats.status().sight == Some(BridgeSight::Seen)).await;
+    world.backend.apply_policy(Kind::Pod, pod("p", "10.0.0.1"));
+    tokio::time::timeout(LONG, waits).await.expect("it goes on").expect("in force");
+}
+
+#[tokio::test]
+async fn nothing_is_committed_while_old_marks_would_count() {
+    let compiler = Addresses { epoch_ends: true, ..Addresses::default() };
+    let firewall = kernel(&["10.0.0.7"]);
+    firewall.ruleset().unswept = 2;
+    let world = World::start_with(cluster(&[("p", "10.0.0.1")], &[]), firewall, LONG, compiler, None);
+    world.until("a failure", |w| w.firewall.ruleset().unswept == 1).await;
+    assert!(world.firewall.ruleset().commits.is_empty() && !world.stats.status().in_force);
+    world.has(&["10.0.0.1"]).await;
+    assert_eq!(world.firewall.ruleset().unswept, 0);
 }

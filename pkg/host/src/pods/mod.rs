@@ -138,13 +138,16 @@ impl LinuxPods {
     }
 
     fn take(&mut self, call: Call, done: oneshot::Sender<()>) {
-        self.waiting.wait(done);
         match call {
             Call::Add { container, ifname, args, result } if ifname == IFNAME => {
-                let Some(pod) = pod(&container, split_args(&args), &result) else { return };
+                let Some(pod) = pod(&container, split_args(&args), &result) else {
+                    return self.waiting.wait(Vec::new(), done);
+                };
+                self.waiting.wait(pod.addresses.clone(), done);
                 self.number += 1;
                 self.ended.remove(&container);
                 self.pods.insert(container, Known { pod, recorded: false, number: self.number });
+                return;
             }
             Call::Del { container, ifname } if ifname == IFNAME => {
                 self.pods.remove(&container);
@@ -160,6 +163,7 @@ impl LinuxPods {
                 }
             }
         }
+        self.waiting.wait(Vec::new(), done);
     }
 
     /// All pods. An address belongs to the one that came last.

@@ -75,8 +75,11 @@ async fn one(
     let call: Call = serde_json::from_slice(&line)?;
     let (done, programmed) = oneshot::channel();
     calls.send((call, done)).await?;
-    // The plugin gives up after its own time, and then there is nobody to write to.
-    programmed.await?;
+    // The plugin gives up after its own time, and must not take a place from others then.
+    tokio::select! {
+        programmed = programmed => programmed?,
+        _gone = reader.read_u8() => return Err("the plugin waits no longer".into()),
+    }
     write.write_all(DONE).await?;
     Ok(())
 }
