@@ -7,6 +7,7 @@ mod failover;
 mod figures;
 mod idle;
 mod one_peer;
+mod policy;
 mod process;
 mod pure;
 mod tunnel;
@@ -72,12 +73,43 @@ fn measurements(rest: Duration) -> Vec<Measurement> {
     all.push(Measurement { name: "idle/built-in-wireguard".into(), namespaces: true, run });
     all.push(Measurement { name: "failover".into(), namespaces: true, run: Box::new(failover::measure) });
     all.push(Measurement { name: "size".into(), namespaces: false, run: Box::new(process::sizes) });
+    for (name, size, changes) in [
+        (
+            "10000-pods-1000-policies",
+            policy::Size { nodes: 100, pods: 10_000, local: 110, policies: 1000, peers: 0 },
+            true,
+        ),
+        (
+            "5000-pods-1000-peers",
+            policy::Size { nodes: 100, pods: 5000, local: 110, policies: 1000, peers: 1000 },
+            true,
+        ),
+        (
+            "50000-pods-1000-nodes",
+            policy::Size { nodes: 1000, pods: 50_000, local: 110, policies: 1000, peers: 0 },
+            false,
+        ),
+    ] {
+        all.push(Measurement {
+            name: format!("policy/{name}"),
+            namespaces: true,
+            run: Box::new(move || policy::change(&format!("policy/{name}"), size, changes)),
+        });
+    }
+    for policies in [0, 100, 1000, 10_000] {
+        all.push(Measurement {
+            name: format!("policy-flow/{policies}-policies"),
+            namespaces: true,
+            run: Box::new(move || policy::flow(policies)),
+        });
+    }
     all.push(Measurement { name: "tunnel".into(), namespaces: true, run: Box::new(tunnel::measure) });
     all
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = helper::main(kilo_e2e::mesh::helper) {
+    if let Some(code) = helper::main(|words| policy::helper(words).or_else(|| kilo_e2e::mesh::helper(words)))
+    {
         return code;
     }
     let options = Options::parse();
