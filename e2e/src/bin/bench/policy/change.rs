@@ -65,7 +65,7 @@ async fn rounds(engine: &mut Engine, name: &str, size: Size) -> Result<Vec<Figur
     let [mut remote, mut here, mut relabelled, mut changed] = [const { Vec::<Took>::new() }; 4];
     for round in 0..ROUNDS {
         // One that is far away, and is a member of sets.
-        let far = size.pods + member(round);
+        let far = size.pods.next_multiple_of(APPS * NAMESPACES) + member(round);
         let object = pod(far, size, "blue");
         remote.push(engine.took(|policies| _ = policies.apply(Kind::Pod, &object)).await?);
         gone(engine, &object).await?;

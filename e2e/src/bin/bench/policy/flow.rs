@@ -106,6 +106,8 @@ impl Lab {
         world.ip(&format!("route add {CLIENT} dev eth0"))?;
         pod.run(&format!("ip route add default via 169.254.1.1 src {SELECTED}"))?;
         client.run(&format!("ip route add default via 169.254.1.1 src {CLIENT}"))?;
+        // Each connection leaves a port waiting for a minute.
+        client.sh("echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range")?;
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forwarding")?;
         let program = helper::program()?;
         let words = [program.as_os_str(), "--helper".as_ref(), "flow-serve".as_ref()];
