@@ -3,15 +3,12 @@
 use std::net::IpAddr;
 
 use kilo_mesh::Finding;
-use kilo_nftables::{Key, Place, Table, TableFamily, Transaction};
+use kilo_nftables::{Table, Transaction};
 use kilo_policy::{Compiler, Direction, Kind, LocalPod, MeshFacts, Mode, Reason};
 use serde_json::Value;
 
 use super::compile::{Compile, Explained, Programmed};
 use crate::AttachedPod;
-
-/// The maps of ingress, by which pods of this node are found.
-const INGRESS: [&str; 2] = ["in4", "in6"];
 
 /// The policies of `kilo-policy`, made tables of.
 #[derive(Debug)]
@@ -70,12 +67,7 @@ impl Compile for Policies {
     }
 
     fn knows(&self, address: IpAddr) -> bool {
-        let key = Place::Key(Key::Address(address));
-        let has = |table: &&Table| {
-            let maps = INGRESS.iter().filter_map(|name| table.sets.get(*name));
-            maps.flat_map(|map| map.iter()).any(|element| element.place == key)
-        };
-        self.off || self.compiler.tables().iter().filter(|t| t.family == TableFamily::Inet).any(has)
+        self.off || self.compiler.judges(address)
     }
 
     fn adopt(&mut self, tables: &[Table]) {

@@ -17,8 +17,9 @@ mod reason;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use kilo_nftables::{Data, Element, Family, Key, Set, Table, TableFamily, Transaction, diff};
+use kilo_nftables::{Data, Element, Family, Key, Place, Set, Table, TableFamily, Transaction, diff};
 use kilo_object::Field;
 use serde_json::Value;
 
@@ -297,6 +298,13 @@ impl Compiler {
     /// The tables in full as they should be.
     pub fn tables(&self) -> Vec<&Table> {
         std::iter::once(self.draft.table()).chain(&self.bridge).collect()
+    }
+
+    /// Whether the tables say by which policies the pod with this address, of this node, is judged. One of which they do
+    /// not say it is held.
+    pub fn judges(&self, address: IpAddr) -> bool {
+        let map = judge::dispatch(Direction::Ingress, Family::of(address));
+        self.draft.at(&map, Place::Key(Key::Address(address))).is_some()
     }
 
     /// Whether everything is known that decides about pods.
