@@ -18,6 +18,7 @@ kilo_e2e::test_files! {
     mesh_failover,
     mesh_ipv6,
     mesh_place,
+    policy_cases,
     runner,
     taking_over,
     upstream_bugs,

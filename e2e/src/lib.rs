@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod crash;
 pub mod mesh;
+pub mod policy;
 mod programs;
 mod runner;
 mod test;

@@ -26,9 +26,11 @@ const LONGEST_LINE: usize = 300;
 
 /// The `main` of the test program.
 pub fn main(tests: &[Test]) -> ExitCode {
-    if let Some(code) =
-        netns::helper::main(|words| crate::crash::helper(words).or_else(|| crate::mesh::helper(words)))
-    {
+    if let Some(code) = netns::helper::main(|words| {
+        crate::crash::helper(words)
+            .or_else(|| crate::mesh::helper(words))
+            .or_else(|| crate::policy::helper(words))
+    }) {
         return code;
     }
     let outcome = Options::parse(std::env::args().skip(1)).and_then(|options| match &options.inside {
