@@ -29,10 +29,10 @@ tests![
 
 const TABLE: &str = "nft -f - <<'END'
 table inet kilo_policy {
-  map eg4 { type ipv4_addr : mark; }
-  map eg6 { type ipv6_addr : mark; }
-  map in4 { type ipv4_addr : mark; }
-  map in6 { type ipv6_addr : mark; }
+  map egress4 { type ipv4_addr : mark; }
+  map egress6 { type ipv6_addr : mark; }
+  map ingress4 { type ipv4_addr : mark; }
+  map ingress6 { type ipv6_addr : mark; }
   counter v4 { }
   counter v6 { }
   chain forward {
@@ -297,7 +297,7 @@ fn an_address_that_is_given_anew_without_an_agent_is_held(world: &World) -> Resu
     world.ns("web")?;
     let result = runtime.add("web")?;
     let elements = |v4: &str, v6: &str| {
-        sh(&format!("for map in eg in; do nft add element inet kilo_policy ${{map}}4 '{{ {v4} : 7 }}'; \
+        sh(&format!("for map in egress ingress; do nft add element inet kilo_policy ${{map}}4 '{{ {v4} : 7 }}'; \
                      nft add element inet kilo_policy ${{map}}6 '{{ {v6} : 7 }}'; done"))
     };
     elements(&address(&result, false)?.to_string(), &address(&result, true)?.to_string())?;

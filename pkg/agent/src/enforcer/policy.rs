@@ -127,3 +127,36 @@ impl Compile for Policies {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_of_cni_is_known_when_the_cluster_tells_of_it() {
+        let config = kilo_policy::CompilerConfig { node: "a".into(), ..Default::default() };
+        let mut policies = Policies::new(config);
+        let addresses: [IpAddr; 2] = ["10.2.1.5".parse().unwrap(), "fd02:1::5".parse().unwrap()];
+        let attached = AttachedPod {
+            container: "c".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "u".into(),
+            link: "veth1".into(),
+            addresses: addresses.to_vec(),
+        };
+        for kind in [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Service, Kind::EndpointSlice] {
+            policies.restarted(kind);
+            policies.synced(kind);
+        }
+        policies.set_local(&[attached]);
+        policies.take();
+        assert!(addresses.iter().all(|address| !policies.knows(*address)));
+        let metadata = json!({"namespace": "shop", "name": "web", "uid": "u"});
+        policies.apply(Kind::Pod, &json!({"metadata": metadata, "spec": {"nodeName": "a"}}));
+        policies.take();
+        assert!(addresses.iter().all(|address| policies.knows(*address)));
+    }
+}

@@ -270,7 +270,7 @@ pub fn release(bridge: Option<&str>, result: &Value) -> Result<(), HostError> {
 pub fn hold(result: &Value) -> Result<(), HostError> {
     let mut socket = Socket::open(NETLINK_NETFILTER).map_err(io("opening a netfilter socket"))?;
     for address in attachment::addresses(result) {
-        let maps = if address.is_ipv4() { ["eg4", "in4"] } else { ["eg6", "in6"] };
+        let maps = if address.is_ipv4() { ["egress4", "ingress4"] } else { ["egress6", "ingress6"] };
         for map in maps {
             match nftables::delete_element(&mut socket, POLICY_TABLE, map, address) {
                 // It is not there, or the agent lives and will do it.
