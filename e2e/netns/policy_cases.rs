@@ -113,6 +113,10 @@ fn connectivity_cases_are_kept(world: &World) -> Result<()> {
             looks = 0;
         }
     }
+    // Whoever looks at a ruleset sees it, with an nft that is older than our tables as well.
+    for node in &cluster.nodes {
+        ensure!(node.run("nft list ruleset")?.contains("table inet kilo_policy"), "nft does not list our table");
+    }
     ensure!(cases.len() == 55 && denied > 500 && cells - denied > 500, "{} cases, {denied} denied", cases.len());
     figure(&format!(
         "{0} of {0} cases ({v6} in IPv6, too), {cells} cells identical by packets ({denied} denied); {later} looks repeated; SCTP is not sent",

@@ -199,7 +199,7 @@ impl SetType {
     fn data_numbers(&self) -> Option<(u32, u32)> {
         match self.data() {
             DataType::Nothing => None,
-            DataType::Integer => Some((set::MARK, 4)),
+            DataType::Integer => Some((set::MARK << set::TYPE_BITS | set::MARK, 8)),
             DataType::Verdict => Some((set::VERDICT, 16)),
         }
     }
@@ -260,7 +260,9 @@ pub(crate) fn write(w: &mut Writer, Element { place, item }: &Element) {
         match &item.data {
             Data::Nothing => {}
             Data::Integer(number) => {
-                w.nest(element::DATA, |w| w.bytes(data::VALUE, &number.to_ne_bytes()));
+                // In the second word: see how a dispatch is written.
+                let bytes = [[0; 4], number.to_ne_bytes()].concat();
+                w.nest(element::DATA, |w| w.bytes(data::VALUE, &bytes));
             }
             Data::Verdict(verdict) => w.nest(element::DATA, |w| expr::write_verdict(w, verdict)),
         }
@@ -302,7 +304,7 @@ pub(crate) fn size(place: &Place, item: Option<&Item>) -> usize {
     };
     let data = match item.map(|item| &item.data) {
         None | Some(Data::Nothing) => 0,
-        Some(Data::Integer(_)) => 12,
+        Some(Data::Integer(_)) => 16,
         Some(Data::Verdict(verdict)) => 24 + verdict.chain().map_or(0, |chain| chain.len() + 4),
     };
     let timeout = if item.is_some_and(|item| item.timeout.is_some()) { 12 } else { 0 };
@@ -314,7 +316,11 @@ pub(crate) fn read_item(of: DataType, attributes: Attributes<'_>) -> Option<Item
     let data = attributes.nest(element::DATA);
     let data = match of {
         DataType::Nothing => Data::Nothing,
-        DataType::Integer => Data::Integer(data?.get(data::VALUE)?.try_into().ok().map(u32::from_ne_bytes)?),
+        DataType::Integer => {
+            let bytes: [u8; 8] = data?.get(data::VALUE)?.try_into().ok()?;
+            let [0, 0, 0, 0, number @ ..] = bytes else { return None };
+            Data::Integer(u32::from_ne_bytes(number))
+        }
         DataType::Verdict => Data::Verdict(expr::read_verdict(data?)?),
     };
     Some(Item { data, timeout: attributes.long(element::TIMEOUT).map(Timeout) })

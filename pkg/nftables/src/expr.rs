@@ -119,7 +119,7 @@ pub enum Expr {
         map: Box<str>,
     },
     /// A data map gives a number for a key, a verdict map a verdict for the number; without either the rule
-    /// ends. `nft` cannot say it.
+    /// ends. The key is an address or less. `nft` cannot say it, and lists `meta mark vmap @chains`.
     Dispatch {
         /// The parts of the key in order.
         keys: Vec<Load>,

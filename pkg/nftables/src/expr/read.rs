@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::write::{bits, ct_address};
+use super::write::{FOUND, bits, ct_address};
 use crate::attr::Attributes;
 use crate::kernel::{
     REGISTER, VERDICT_REGISTER, bitwise, cmp, ct, data, fib, immediate, limit, log, lookup, meta, object,
@@ -161,6 +161,11 @@ fn read_loaded<'r, 'a>(raws: &'r [Raw<'a>], fixed: Option<Family>) -> Read<'r, '
         keys.push(load);
         rest = more;
     }
+    if let [mark, ids, chains, rest @ ..] = rest
+        && let Some(dispatch) = read_dispatch(&keys, mark, ids, chains)
+    {
+        return Some((dispatch, rest));
+    }
     if rest.first()?.name == "lookup" {
         return read_lookups(keys, rest);
     }
@@ -170,33 +175,35 @@ fn read_loaded<'r, 'a>(raws: &'r [Raw<'a>], fixed: Option<Family>) -> Read<'r, '
     }
 }
 
-/// Reads a lookup of a key that is loaded, and a second one for what the first finds.
+/// Reads a lookup of a key that is loaded.
 fn read_lookups<'r, 'a>(keys: Vec<Load>, raws: &'r [Raw<'a>]) -> Read<'r, 'a, Expr> {
     let (first, rest) = raws.split_first()?;
-    let (set, to, negated) = read_lookup(first)?;
+    let (set, to, negated) = read_lookup(first, REGISTER)?;
     match (to, negated) {
         (None, _) => {
             let expr = Expr::Lookup { keys, set: set.into(), negated };
             Some((expr.normal(None), rest))
         }
         (Some(VERDICT_REGISTER), false) => Some((Expr::Vmap { keys, map: set.into() }, rest)),
-        (Some(REGISTER), false) => {
-            let (second, rest) = rest.split_first().filter(|(second, _)| second.name == "lookup")?;
-            match read_lookup(second)? {
-                (chains, Some(VERDICT_REGISTER), false) => {
-                    Some((Expr::Dispatch { keys, ids: set.into(), chains: chains.into() }, rest))
-                }
-                _ => None,
-            }
-        }
         _ => None,
     }
 }
 
+/// Reads a lookup of a key that is loaded, and a second one for what the first finds.
+fn read_dispatch(keys: &[Load], mark: &Raw<'_>, ids: &Raw<'_>, chains: &Raw<'_>) -> Option<Expr> {
+    let number = FOUND + 1;
+    (read_load(mark, number, None)? == Load::Mark).then_some(())?;
+    let (ids, to, false) = read_lookup(ids, REGISTER)? else { return None };
+    let (chains, Some(VERDICT_REGISTER), false) = read_lookup(chains, register(number))? else { return None };
+    let dispatch = || Expr::Dispatch { keys: keys.to_vec(), ids: ids.into(), chains: chains.into() };
+    (to == Some(register(FOUND))).then(dispatch)
+}
+
 /// The set that a lookup looks in, the register for what it finds, and whether it must not find anything.
-fn read_lookup<'a>(raw: &Raw<'a>) -> Option<(&'a str, Option<u32>, bool)> {
+fn read_lookup<'a>(raw: &Raw<'a>, from: u32) -> Option<(&'a str, Option<u32>, bool)> {
+    (raw.name == "lookup").then_some(())?;
     let flags = raw.data.number(lookup::FLAGS).unwrap_or(0);
-    let plain = raw.data.number(lookup::SREG) == Some(REGISTER) && flags & !lookup::INVERTED == 0;
+    let plain = raw.data.number(lookup::SREG) == Some(from) && flags & !lookup::INVERTED == 0;
     let name = raw.data.text(lookup::SET)?;
     plain.then_some((name, raw.data.number(lookup::DREG), flags == lookup::INVERTED))
 }

@@ -129,8 +129,12 @@ fn write_one(w: &mut Writer, table: TableFamily, expr: &Expr) {
         }
         Expr::Dispatch { keys, ids, chains } => {
             load_all(w, keys);
-            write_lookup(w, ids, false, Some(REGISTER));
-            write_lookup(w, chains, false, Some(VERDICT_REGISTER));
+            // nft before 1.0.9 ends with an assertion while it lists a lookup of what another lookup has found. It goes by
+            // the first word of a register: this load is what it takes the second one for, and the number, the second
+            // word of what the first lookup finds, is what is there.
+            load_meta(w, meta::MARK, register(FOUND + 1));
+            lookup_from(w, REGISTER, ids, false, Some(register(FOUND)));
+            lookup_from(w, register(FOUND + 1), chains, false, Some(VERDICT_REGISTER));
         }
         Expr::SetMark { mark, mask, value } => write_set_mark(w, *mark, *mask, *value),
         Expr::Counter => item(w, "counter", |_| {}),
@@ -189,6 +193,9 @@ fn write_family(w: &mut Writer, table: TableFamily, family: Family) {
 }
 
 /// Loads the parts of a key one behind the other, each from a multiple of four bytes on.
+/// Where the first lookup of a dispatch leaves what it finds, in words behind the first register and an address.
+pub(super) const FOUND: u8 = 4;
+
 fn load_all(w: &mut Writer, keys: &[Load]) {
     let mut words = 0u8;
     for key in keys {
@@ -325,8 +332,12 @@ fn write_bitwise(w: &mut Writer, mask: &[u8], xor: &[u8]) {
 }
 
 fn write_lookup(w: &mut Writer, set: &str, negated: bool, to: Option<u32>) {
+    lookup_from(w, REGISTER, set, negated, to);
+}
+
+fn lookup_from(w: &mut Writer, from: u32, set: &str, negated: bool, to: Option<u32>) {
     item(w, "lookup", |w| {
-        w.number(lookup::SREG, REGISTER);
+        w.number(lookup::SREG, from);
         w.text(lookup::SET, set);
         if let Some(to) = to {
             w.number(lookup::DREG, to);

@@ -33,7 +33,7 @@ impl Display for SetType {
         self.key().fmt(f)?;
         match self.data() {
             DataType::Nothing => Ok(()),
-            DataType::Integer => f.write_str(" : mark"),
+            DataType::Integer => f.write_str(" : mark . mark"),
             DataType::Verdict => f.write_str(" : verdict"),
         }
     }
@@ -107,7 +107,7 @@ impl Display for Element {
         }
         match data {
             Data::Nothing => Ok(()),
-            Data::Integer(number) => write!(f, " : {number:#010x}"),
+            Data::Integer(number) => write!(f, " : 0x00000000 . {number:#010x}"),
             Data::Verdict(verdict) => write!(f, " : {verdict}"),
         }
     }

@@ -375,7 +375,10 @@ fn maps_and_chains_change_in_one_step() {
     let place = Key::Address(policy::ip("10.0.0.3")).into();
     wider.sets.get_mut("ids4").unwrap().insert(Element { place, item: Data::Integer(7).into() });
     let transaction = nft.become_table(Some(&wider)).unwrap();
-    assert_eq!(transaction.to_string(), "add element inet kilo ids4 { 10.0.0.3 : 0x00000007 }\n");
+    assert_eq!(
+        transaction.to_string(),
+        "add element inet kilo ids4 { 10.0.0.3 : 0x00000000 . 0x00000007 }\n"
+    );
     // The kernel takes out what had its time.
     let mut timed = Element::new(Key::Address(policy::ip("10.0.0.7")));
     timed.item.timeout = Some(Timeout(50));
